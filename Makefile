@@ -1,0 +1,59 @@
+# Everything runs in a virtual environment that is made on first use, with the versions of
+# constraints.txt. Needs a Python of version 3.11 or newer with pip, and nothing else.
+
+VENV ?= .venv
+# The interpreter to build on, e.g. `make test PYTHON=python3.12`; by default the first that suits.
+PYTHON ?=
+# Test processes.
+JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+
+BIN := $(VENV)/bin
+SETUP := sh .ci/setup "$(VENV)" "$(PYTHON)"
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow lint format hooks wheel constraints clean
+
+help: ## Print the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: ## Set up the core and print the equivalence report
+	@$(SETUP)
+	$(BIN)/python examples/equivalence.py
+
+test: lint ## Lint, check the format and the types, run the tests
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-slow: ## Run the slow tests
+	@$(SETUP) dev
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
+lint: ## Lint, check the format and the types
+	@$(SETUP) dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: ## Mend what the linter can, and format
+	@$(SETUP) dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+hooks: ## Run the checks before each commit
+	@$(SETUP) dev
+	$(BIN)/pre-commit install
+
+wheel: ## Build the wheel into dist/
+	@$(SETUP) dev
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+constraints: ## Pin the newest versions anew, for every supported Python
+	@$(SETUP) dev
+	$(BIN)/python -m pip install --upgrade uv
+	@echo "# Pinned versions for every extra on Python 3.11 to 3.13; made by 'make constraints'." > $(VENV)/constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet >> $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
+
+clean: ## Remove the environment, caches and build outputs
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""Entropy-regularised reinforcement learning as pure functions of arrays.
+
+After Schulman, Chen and Abbeel (2017), *Equivalence Between Policy Gradients and Soft Q-Learning*.
+"""
+
+from jaxsoft.algorithms import (
+    damped_natural_q,
+    n_step_soft_q,
+    naive_policy_gradient,
+    policy_gradient,
+)
+from jaxsoft.boltzmann import (
+    kl_to_prior,
+    log_policy,
+    policy_value,
+    q_from_policy,
+    sample_actions,
+    soft_value,
+)
+from jaxsoft.equivalence import Equivalence, Preconditions, check_equivalence
+from jaxsoft.losses import (
+    a2c_loss,
+    damped_soft_q_loss,
+    natural_regression_loss,
+    path_consistency_loss,
+    pgq_loss,
+    policy_gradient_loss,
+    soft_q_loss,
+    take_action,
+    tied_soft_q_loss,
+    value_loss,
+)
+from jaxsoft.natural import (
+    FisherState,
+    SolveInfo,
+    SolveStatus,
+    natural_gradient,
+    scale_by_fisher,
+)
+from jaxsoft.returns import (
+    VTrace,
+    lambda_advantages,
+    n_step_advantages,
+    one_step_targets,
+    retrace_coefficients,
+    soft_q_targets,
+    td_errors,
+    trace_targets,
+    tree_backup_coefficients,
+    v_trace,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Equivalence",
+    "FisherState",
+    "Preconditions",
+    "SolveInfo",
+    "SolveStatus",
+    "VTrace",
+    "a2c_loss",
+    "check_equivalence",
+    "damped_natural_q",
+    "damped_soft_q_loss",
+    "kl_to_prior",
+    "lambda_advantages",
+    "log_policy",
+    "n_step_advantages",
+    "n_step_soft_q",
+    "naive_policy_gradient",
+    "natural_gradient",
+    "natural_regression_loss",
+    "one_step_targets",
+    "path_consistency_loss",
+    "pgq_loss",
+    "policy_gradient",
+    "policy_gradient_loss",
+    "policy_value",
+    "q_from_policy",
+    "retrace_coefficients",
+    "sample_actions",
+    "scale_by_fisher",
+    "soft_q_loss",
+    "soft_q_targets",
+    "soft_value",
+    "take_action",
+    "td_errors",
+    "tied_soft_q_loss",
+    "trace_targets",
+    "tree_backup_coefficients",
+    "v_trace",
+    "value_loss",
+]

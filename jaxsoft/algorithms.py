@@ -1,0 +1,259 @@
+"""The three headline algorithms, one call each on a whole rollout.
+
+A rollout of T transitions visits T + 1 states, and the networks' outputs are given at all of
+them, in order: `q`, `log_pi` [T+1, ..., A] and `v` [T+1, ...]; actions, rewards, discounts and
+cuts belong to the transitions, [T, ...]. A `log_prior` per state has T + 1 entries too. Where the
+environment's next state is not the next entry (an auto-reset that overwrites the last
+observation), compose the blocks of `returns` and `losses` instead: they take both ends.
+
+Each of these is a dozen lines over those blocks, and meant to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft import _checks, boltzmann, losses, natural, returns
+
+__all__ = ["damped_natural_q", "n_step_soft_q", "naive_policy_gradient", "policy_gradient"]
+
+Params = Any
+
+
+def n_step_soft_q(
+    q: ArrayLike,
+    a_tm1: ArrayLike,
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    tau: ArrayLike,
+    *,
+    n: int = 5,
+    target_q: ArrayLike | None = None,
+    log_prior: ArrayLike | None = None,
+    cut_t: ArrayLike | None = None,
+) -> Array:
+    """n-step soft Q-learning.
+
+        L_t = ½ (Q(s_t,a_t) − y_t)²,   y_t = V(s_t) + τKL_t + Σ_{d<n} γ^d δ_{t+d}          (44)-(47)
+
+    Act by `log_policy(q, tau, log_prior)`; n = 1 is (45) and needs no particular behaviour.
+
+    Args:
+      q: action values at the T + 1 states [T+1, ..., A].
+      a_tm1: actions [T, ...].
+      r_t: rewards [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      tau: temperature τ ≥ 0, a scalar.
+      n: steps to the bootstrap; any n ≥ T is the whole rollout.
+      target_q: action values of a target network, of the shape of `q`; `None` is `q` itself,
+        held fixed.
+      log_prior: log π̄, broadcasting against `q`; `None` is uniform, `0.0` counting.
+      cut_t: 1 or True where sums stop after that transition, [T, ...].
+
+    Returns:
+      Losses [T, ...].
+    """
+    name = "n_step_soft_q"
+    q = _checks.states(name, "q", q, a_tm1)
+    frozen = jax.lax.stop_gradient(
+        q if target_q is None else _checks.states(name, "target_q", target_q, a_tm1)
+    )
+    target_t = _soft_targets(frozen, r_t, discount_t, tau, n, log_prior, cut_t)
+    return losses.soft_q_loss(q[:-1], a_tm1, target_t)
+
+
+def policy_gradient(
+    v: ArrayLike,
+    log_pi: ArrayLike,
+    a_tm1: ArrayLike,
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    tau: ArrayLike,
+    *,
+    n: int = 5,
+    value_coef: ArrayLike = 0.5,
+    log_prior: ArrayLike | None = None,
+    cut_t: ArrayLike | None = None,
+) -> Array:
+    """Entropy-regularised advantage actor-critic, proper: the KL is part of the return.
+
+        L_t = −log π(a_t|s_t) Δ_t + τKL_t + c ½(V(s_t) − V̂_t)²                     (80), (84)-(86)
+        Δ_t = Σ_{d<n} γ^d δ_{t+d},  δ = r − τKL + γV' − V,  V̂ = V + Δ
+
+    Args:
+      v: state values at the T + 1 states [T+1, ...].
+      log_pi: log-probabilities at the T + 1 states [T+1, ..., A].
+      a_tm1: actions [T, ...].
+      r_t: rewards [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      tau: temperature τ ≥ 0, a scalar.
+      n: steps to the bootstrap; any n ≥ T is the whole rollout.
+      value_coef: c.
+      log_prior: log π̄, broadcasting against `log_pi`; `None` is uniform, `0.0` counting.
+      cut_t: 1 or True where sums stop after that transition, [T, ...].
+
+    Returns:
+      Losses [T, ...].
+
+    Correction: (79), (80) lack the bootstrap γⁿV(s_{t+n}).
+    """
+    kl = boltzmann.kl_to_prior(log_pi, log_prior)
+    return _actor_critic(
+        "policy_gradient",
+        v,
+        log_pi,
+        a_tm1,
+        r_t,
+        discount_t,
+        tau,
+        kl,
+        n,
+        value_coef,
+        log_prior,
+        cut_t,
+    )
+
+
+def naive_policy_gradient(
+    v: ArrayLike,
+    log_pi: ArrayLike,
+    a_tm1: ArrayLike,
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    tau: ArrayLike,
+    *,
+    n: int = 5,
+    value_coef: ArrayLike = 0.5,
+    log_prior: ArrayLike | None = None,
+    cut_t: ArrayLike | None = None,
+) -> Array:
+    """Advantage actor-critic as usually implemented: the KL of this step only, none in the return.
+
+        as `policy_gradient`, with δ = r + γV' − V                                             (79)
+
+    Its gradient differs from the proper one by τE[∇log π Σ_{0<d<n} γ^d KL_{t+d}]; at n = 1 not at
+    all. Arguments and result are those of `policy_gradient`.
+    """
+    return _actor_critic(
+        "naive_policy_gradient",
+        v, log_pi, a_tm1, r_t, discount_t, tau, None, n, value_coef, log_prior, cut_t,
+    )  # fmt: skip
+
+
+def damped_natural_q(
+    q_fn: Callable[[Params], Array],
+    params: Params,
+    a_tm1: ArrayLike,
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    tau: ArrayLike,
+    *,
+    n: int = 5,
+    epsilon: ArrayLike,
+    damping: ArrayLike = 1e-3,
+    solver: str = "cg",
+    log_prior: ArrayLike | None = None,
+    cut_t: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+) -> tuple[Params, natural.SolveInfo]:
+    """Damped soft Q-learning, solved: a natural policy gradient step.
+
+        step = (ε/τ) (F + λI)⁻¹ g,   g = E[∇log π (Δ − τ(log(π/π̄) − KL))]     (69)-(71), (74)-(78)
+
+    It is one Gauss-Newton step, with V frozen, on ½(Q_θ − [(1−ε)Q_old + εy])², ridge τ²λ. For a
+    step of length α take ε = ατ; ε = 1 is undamped Q-learning, a step of length 1/τ. Needs τ > 0.
+
+    Args:
+      q_fn: parameters -> action values at the T + 1 states [T+1, ..., A].
+      params: a tree of floating arrays.
+      a_tm1: actions [T, ...], drawn from the Boltzmann policy of `q_fn(params)`.
+      r_t: rewards [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      tau: temperature τ > 0, a scalar.
+      n: steps to the bootstrap; any n ≥ T is the whole rollout.
+      epsilon: ε in (0, 1], the share of the new target.
+      damping: λ, as for `natural_gradient`, like `solver`.
+      solver: `"cg"`, or `"gram"` for batches smaller than the parameters.
+      log_prior: log π̄, broadcasting against `q`; `None` is uniform, `0.0` counting.
+      cut_t: 1 or True where sums stop after that transition, [T, ...].
+      weight: weights of the steps, 0 for those that do not count, [T, ...].
+
+    Returns:
+      (step, info): the step to *add* to `params`, and a `SolveInfo`.
+
+    Correction: (78) needs ε/τ for ε, (71) π_θold in its bracket.
+    """
+    name = "damped_natural_q"
+    if _checks.concrete(tau) and not np.all(np.asarray(tau) > 0):
+        raise _checks.fail(name, f"`tau` = {tau}", "tau > 0", "At τ = 0 no policy gradient exists.")
+    q = _checks.states(name, "q_fn(params)", q_fn(params), a_tm1)
+    target_t = _soft_targets(q, r_t, discount_t, tau, n, log_prior, cut_t)
+    # (76): y − Q_old is Δ − τ(log(π/π̄) − KL), the bracket of (70).
+    improvement = target_t - losses.take_action(q[:-1], a_tm1)
+
+    def log_prob_fn(p: Params) -> Array:
+        log_pi = boltzmann.log_policy(q_fn(p), tau, log_prior)
+        return losses.take_action(log_pi[:-1], a_tm1)
+
+    direction, info = natural.natural_gradient(
+        log_prob_fn, params, improvement, damping=damping, solver=solver, weight=weight
+    )
+    length = jnp.asarray(epsilon) / tau
+    return jax.tree.map(lambda x: (length * x).astype(x.dtype), direction), info
+
+
+def _soft_targets(
+    q: Array,
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    tau: ArrayLike,
+    n: int,
+    log_prior: ArrayLike | None,
+    cut_t: ArrayLike | None,
+) -> Array:
+    v = boltzmann.soft_value(q, tau, log_prior)
+    kl = boltzmann.kl_to_prior(boltzmann.log_policy(q, tau, log_prior), log_prior)
+    delta_t = returns.td_errors(r_t, discount_t, v[:-1], v[1:], kl[:-1], tau)
+    advantage_t = returns.n_step_advantages(delta_t, discount_t, n, cut_t)
+    return returns.soft_q_targets(advantage_t, v[:-1], kl[:-1], tau)
+
+
+def _actor_critic(
+    function: str,
+    v: ArrayLike,
+    log_pi: ArrayLike,
+    a_tm1: ArrayLike,
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    tau: ArrayLike,
+    kl: Array | None,
+    n: int,
+    value_coef: ArrayLike,
+    log_prior: ArrayLike | None,
+    cut_t: ArrayLike | None,
+) -> Array:
+    v = _checks.states(function, "v", v, a_tm1)
+    log_pi = _checks.states(function, "log_pi", log_pi, a_tm1)
+    return_kl = 0.0 if kl is None else kl[:-1]
+    delta_t = returns.td_errors(r_t, discount_t, v[:-1], v[1:], return_kl, tau)
+    advantage_t = returns.n_step_advantages(delta_t, discount_t, n, cut_t)
+    starts = log_pi[:-1]
+    policy = losses.policy_gradient_loss(
+        starts, a_tm1, advantage_t, tau, _prior_of_starts(log_prior, log_pi)
+    )
+    value = losses.value_loss(v[:-1], v[:-1] + advantage_t)
+    return policy + jnp.asarray(value_coef).astype(value.dtype) * value
+
+
+def _prior_of_starts(log_prior: ArrayLike | None, log_pi: Array) -> ArrayLike | None:
+    """The prior of all but the last state, where it has an entry per state."""
+    if log_prior is None or jnp.ndim(log_prior) < log_pi.ndim or jnp.shape(log_prior)[0] == 1:
+        return log_prior
+    return jnp.asarray(log_prior)[:-1]

@@ -1,0 +1,340 @@
+"""Boltzmann algebra: action values <-> policies, over the last axis.
+
+Everything is relative to a prior π̄, which may be any non-negative measure over actions:
+
+====================  ==============================  ==========================================
+`log_prior`           measure                         regulariser
+====================  ==============================  ==========================================
+`None`                uniform, π̄(a) = 1/|A|           KL penalty against uniform, eq. (82)
+`0.0`                 counting, π̄(a) = 1              entropy bonus: KL = −entropy, eq. (83)
+an array              any, also per state             KL to that prior
+`-inf` in an array    no measure on that action       the action is masked
+====================  ==============================  ==========================================
+
+and τ = 0 is the hard maximum over the allowed actions, eq. (81). So the soft and the hard, the
+penalty and the bonus, the masked and the unmasked are one function each.
+
+Half-precision inputs are computed in float32 and returned in their own dtype; scalars (τ) never
+widen the result. At least one action must be allowed in each state.
+
+Reference: Schulman, Chen and Abbeel (2017), *Equivalence Between Policy Gradients and Soft
+Q-Learning*, sections 2 and 3.2; equation numbers throughout are the paper's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft import _checks
+
+__all__ = [
+    "kl_to_prior",
+    "log_policy",
+    "policy_value",
+    "q_from_policy",
+    "sample_actions",
+    "soft_value",
+]
+
+
+def soft_value(q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None) -> Array:
+    """Soft state value: the log-partition function of the action values.
+
+        V_Q(s) = τ log Σ_a π̄(a|s) exp(Q(s,a)/τ)                                  (29), (11), (55)
+
+    Exact at τ = 0, where it is the maximum over the allowed actions. Its derivatives are
+    ∂V/∂Q = π_Q and ∂V/∂τ = −KL[π_Q‖π̄], finite at every τ ≥ 0.
+
+    Args:
+      q: action values [..., A].
+      tau: temperature τ ≥ 0, a scalar or one axis fewer than `q` (each equal or 1).
+      log_prior: log π̄, broadcasting against `q`; `None` is uniform, `0.0` counting.
+
+    Returns:
+      [...], in the dtype of `q`.
+
+    Correction: (11) prints exp(q)/τ where exp(q/τ) is meant; (55) is an expectation over π̄.
+    """
+    args, dtype = _enter("soft_value", q, tau, log_prior)
+    return _soft_value(*args)[..., 0].astype(dtype)
+
+
+def log_policy(q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None) -> Array:
+    """Log-probabilities of the Boltzmann policy.
+
+        log π_Q(a|s) = log π̄(a|s) + (Q(s,a) − V_Q(s))/τ              (28), (30), (10), (12), (56)
+
+    Masked actions get −inf. At τ = 0 the policy is π̄ restricted to the maximising actions and
+    its derivative is zero, as it is almost everywhere.
+
+    Args:
+      q: action values [..., A].
+      tau: temperature τ ≥ 0, a scalar or one axis fewer than `q` (each equal or 1).
+      log_prior: log π̄, broadcasting against `q`; `None` is uniform, `0.0` counting.
+
+    Returns:
+      [..., A], in the dtype of `q`; exponentiated, it sums to one for any prior measure.
+    """
+    args, dtype = _enter("log_policy", q, tau, log_prior)
+    return _log_policy(*args).astype(dtype)
+
+
+def kl_to_prior(log_pi: ArrayLike, log_prior: ArrayLike | None = None) -> Array:
+    """Divergence of a policy from the prior; minus the entropy when `log_prior` is `0.0`.
+
+        KL(s) = Σ_a π(a|s) (log π(a|s) − log π̄(a|s))                                  (1), (26)
+
+    An action with π(a) = 0 contributes nothing, also where it is masked; π(a) > 0 on a masked
+    action gives +inf.
+
+    Args:
+      log_pi: log-probabilities [..., A].
+      log_prior: log π̄, broadcasting against `log_pi`; `None` is uniform, `0.0` counting.
+
+    Returns:
+      [...], in the dtype of `log_pi`.
+    """
+    log_pi, log_prior, dtype = _pair("kl_to_prior", "log_pi", log_pi, log_prior)
+    taken = jnp.exp(log_pi) > 0
+    log_pi = jnp.where(taken, log_pi, 0)
+    ratio = log_pi - jnp.where(taken, log_prior, 0)
+    return jnp.sum(jnp.where(taken, jnp.exp(log_pi) * ratio, 0), axis=-1).astype(dtype)
+
+
+def policy_value(
+    q: ArrayLike, log_pi: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None
+) -> Array:
+    """Soft state value of any policy, Boltzmann or not.
+
+        V_π(s) = Σ_a π(a|s) Q(s,a) − τ KL[π‖π̄](s)                             (26), (33), (31)
+
+    It is at most `soft_value`, with equality at the Boltzmann policy, (27). As the objective of
+    a bandit with mean rewards `q` it is η(π) of (1).
+
+    Args:
+      q: action values [..., A]; those of actions with π(a) = 0 are not used.
+      log_pi: log-probabilities, of the shape of `q`.
+      tau: temperature τ ≥ 0, a scalar or one axis fewer than `q` (each equal or 1).
+      log_prior: log π̄, broadcasting against `q`; `None` is uniform, `0.0` counting.
+
+    Returns:
+      [...], in the dtype of `q`.
+    """
+    (q, tau, _), dtype = _enter("policy_value", q, tau, log_prior)
+    log_pi = _checks.floating("policy_value", "log_pi", log_pi)
+    _same_shape("policy_value", "log_pi", log_pi, "q", q)
+    pi = jnp.exp(log_pi.astype(q.dtype))
+    expected_q = jnp.sum(pi * jnp.where(pi > 0, q, 0), axis=-1, keepdims=True)
+    kl = kl_to_prior(log_pi.astype(q.dtype), log_prior)[..., None]
+    return (expected_q - tau * kl)[..., 0].astype(dtype)
+
+
+def q_from_policy(
+    value: ArrayLike, log_pi: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None
+) -> Array:
+    """Action values of which `value` is the soft value and `log_pi` the Boltzmann policy.
+
+        Q(s,a) = V(s) + τ (log π(a|s) − log π̄(a|s))                                   (57), (14)
+
+    The inverse of (`soft_value`, `log_policy`). An action with π(a) = 0 gets −inf.
+
+    Args:
+      value: state values [...].
+      log_pi: log-probabilities [..., A].
+      tau: temperature τ ≥ 0, a scalar or of the rank of `value` (axes equal or 1).
+      log_prior: log π̄, broadcasting against `log_pi`; `None` is uniform, `0.0` counting.
+
+    Returns:
+      [..., A], in the dtype of `value` and `log_pi`.
+    """
+    value = _checks.floating("q_from_policy", "value", value)
+    (log_pi, tau, log_prior), dtype = _enter("q_from_policy", log_pi, tau, log_prior, name="log_pi")
+    if value.shape != log_pi.shape[:-1]:
+        raise _checks.fail(
+            "q_from_policy",
+            f"`value` {list(value.shape)} beside `log_pi` {list(log_pi.shape)}",
+            f"`value` {list(log_pi.shape[:-1])}, one a state",
+            "Drop a trailing axis of size one from the value head: value[..., 0].",
+        )
+    dtype = jnp.promote_types(value.dtype, dtype) if value.ndim else dtype
+    taken = log_pi > -jnp.inf
+    ratio = jnp.where(taken, log_pi, 0) - jnp.where(taken, log_prior, 0)
+    q = value.astype(log_pi.dtype)[..., None] + tau * ratio
+    return jnp.where(taken, q, -jnp.inf).astype(dtype)
+
+
+def sample_actions(key: Array, log_pi: ArrayLike) -> Array:
+    """Actions drawn from a policy, one a state; those with π(a) = 0 are never drawn.
+
+    Args:
+      key: a JAX random key, used once.
+      log_pi: log-probabilities [..., A] (of `log_policy`, say).
+
+    Returns:
+      int32 [...].
+    """
+    log_pi = _checks.floating("sample_actions", "log_pi", log_pi)
+    _checks.action_values("sample_actions", "log_pi", log_pi, time=False)
+    # Gumbel noise in half precision has too few values: it would bias the draws.
+    dtype = _checks.computing_dtype(log_pi.dtype)
+    return jax.random.categorical(key, log_pi.astype(dtype), axis=-1).astype(jnp.int32)
+
+
+def log_prior_of(log_prior: ArrayLike | None, number_of_actions: int) -> ArrayLike:
+    """The measure that `None` stands for, made explicit."""
+    return -_checks.log_count(number_of_actions) if log_prior is None else log_prior
+
+
+def _enter(
+    function: str, q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None, name: str = "q"
+) -> tuple[tuple[Array, Array, Array], jnp.dtype]:
+    """Checks and broadcasts; returns ((q [..., A], tau [..., 1] or [], log π̄), result dtype)."""
+    q, log_prior, dtype = _pair(function, name, q, log_prior)
+    _checks.at_least(function, "tau", tau, 0.0)
+    tau = _checks.floating(function, "tau", tau).astype(q.dtype)
+    if tau.ndim:
+        batch = q.shape[:-1]
+        if tau.ndim != len(batch) or any(
+            n not in (1, m) for n, m in zip(tau.shape, batch, strict=True)
+        ):
+            raise _checks.fail(
+                function,
+                f"`tau` {list(tau.shape)} beside `{name}` {list(q.shape)}",
+                f"a scalar, or {list(batch)} with any axis 1",
+                "Reshape tau, or vmap over it.",
+            )
+        tau = tau[..., None]
+    return (q, tau, log_prior), dtype
+
+
+def _pair(
+    function: str, name: str, x: ArrayLike, log_prior: ArrayLike | None
+) -> tuple[Array, Array, jnp.dtype]:
+    """`x` [..., A] and log π̄, a scalar or of the rank of `x`, in the computing dtype."""
+    array = _checks.floating(function, name, x)
+    _checks.action_values(function, name, array, time=False)
+    actions = array.shape[-1]
+    prior = _checks.floating(function, "log_prior", log_prior_of(log_prior, actions))
+    dtype = _checks.result_dtype(array, prior)
+    compute = _checks.computing_dtype(dtype)
+    array, prior = array.astype(compute), prior.astype(compute)
+    if prior.ndim == 0:
+        return array, prior, dtype
+    try:
+        shape = np.broadcast_shapes(array.shape, prior.shape)
+    except ValueError:
+        shape = ()
+    if not shape or shape[-1] != actions:
+        raise _checks.fail(
+            function,
+            f"`log_prior` {list(prior.shape)} beside `{name}` {list(array.shape)}",
+            f"a log-measure that broadcasts against `{name}`, its last axis {actions} or 1",
+            "Its last axis is actions; add batch axes in front of it.",
+        )
+    prior = prior.reshape((1,) * (len(shape) - prior.ndim) + prior.shape)
+    return (
+        jnp.broadcast_to(array, shape),
+        jnp.broadcast_to(prior, (*prior.shape[:-1], actions)),
+        dtype,
+    )
+
+
+def _same_shape(function: str, name: str, x: Array, other: str, y: Array) -> None:
+    if x.shape != y.shape:
+        raise _checks.fail(
+            function,
+            f"`{name}` {list(x.shape)} beside `{other}` {list(y.shape)}",
+            "the same shape",
+            "Both are [..., A], for the same states and actions.",
+        )
+
+
+class _Boltzmann(NamedTuple):
+    """The one computation under `soft_value` and `log_policy`; trailing axes are A or 1."""
+
+    top: Array  # max of the allowed q
+    scaled: Array  # (q − top)/τ ≤ 0, and 0 on masked actions
+    log_mass: Array  # log Σ_a π̄(a)
+    log_mean: Array  # log of the mean of exp(scaled) under the normalised prior
+    log_pi: Array
+
+
+def _boltzmann(q: Array, tau: Array, log_prior: Array) -> _Boltzmann:
+    allowed = log_prior > -jnp.inf
+    top = jnp.max(q, axis=-1, keepdims=True, where=allowed, initial=-jnp.inf)
+    gap = jnp.where(allowed, q, top) - top
+    # A gap of 0 stays 0 at every temperature; any other is −∞ at τ = 0.
+    scaled = jnp.where(gap < 0, jnp.where(gap < 0, gap, -1) / tau, 0)
+    if log_prior.ndim == 0:
+        size = q.shape[-1]
+        log_mass = log_prior + _checks.log_count(size)
+        log_share = jnp.full((), -_checks.log_count(size), q.dtype)
+        log_mean = jnp.log1p(jnp.mean(jnp.expm1(scaled), axis=-1, keepdims=True))
+    else:
+        log_mass = jax.nn.logsumexp(log_prior, axis=-1, keepdims=True)
+        log_share = log_prior - log_mass
+        # For τ above the gaps the mean is 1 − O(gap/τ): τ log(mean) keeps its digits only as
+        # log1p of a sum of expm1. Where the prior is small on the best action that sum nears
+        # −1 and loses them, and the usual log-sum-exp is the exact form.
+        deficit = jnp.sum(jnp.exp(log_share) * jnp.expm1(scaled), axis=-1, keepdims=True)
+        far = jax.nn.logsumexp(log_share + scaled, axis=-1, keepdims=True)
+        log_mean = jnp.where(deficit > -0.5, jnp.log1p(jnp.maximum(deficit, -0.5)), far)
+    return _Boltzmann(top, scaled, log_mass, log_mean, log_share + scaled - log_mean)
+
+
+def _expectation(pi: Array, x: Array) -> Array:
+    return jnp.sum(pi * jnp.where(pi > 0, x, 0), axis=-1, keepdims=True)
+
+
+@jax.custom_jvp
+def _soft_value(q: Array, tau: Array, log_prior: Array) -> Array:
+    b = _boltzmann(q, tau, log_prior)
+    return b.top + tau * (b.log_mass + b.log_mean)
+
+
+@_soft_value.defjvp
+def _soft_value_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    q, tau, log_prior = primals
+    dq, dtau, dlog_prior = tangents
+    b = _boltzmann(q, tau, log_prior)
+    pi = jnp.exp(_log_policy(q, tau, log_prior))
+    kl = _expectation(pi, b.scaled) - (b.log_mass + b.log_mean)
+    tangent = _expectation(pi, dq) - kl * dtau + tau * _expectation(pi, dlog_prior)
+    return b.top + tau * (b.log_mass + b.log_mean), tangent
+
+
+@jax.custom_jvp
+def _log_policy(q: Array, tau: Array, log_prior: Array) -> Array:
+    return _boltzmann(q, tau, log_prior).log_pi
+
+
+@_log_policy.defjvp
+def _log_policy_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    q, tau, log_prior = primals
+    dq, dtau, dlog_prior = tangents
+    scaled = _boltzmann(q, tau, log_prior).scaled
+    log_pi = _log_policy(q, tau, log_prior)
+    pi = jnp.exp(log_pi)
+    # At τ = 0 the policy is piecewise constant: its derivative is zero, not 0/0.
+    inverse = jnp.where(tau > 0, 1 / jnp.where(tau > 0, tau, 1), 0)
+    # A ratio beyond the dtype's range belongs to an action with π(a) = 0: it must meet that
+    # zero as a number, not as inf · 0.
+    largest = jnp.finfo(q.dtype).max
+    centred = jnp.maximum(scaled - _expectation(pi, scaled), -largest)
+    slope = jnp.clip(centred * inverse, -largest, largest)
+    tangent = (
+        (dq - _expectation(pi, dq)) * inverse
+        - slope * dtau
+        + (dlog_prior - _expectation(pi, dlog_prior))
+    )
+    return log_pi, jnp.where(log_pi > -jnp.inf, tangent, 0)

@@ -1,0 +1,413 @@
+"""Natural gradients without the Fisher matrix: matrix-free curvature, two solvers, an Optax face.
+
+With ψ_t = ∇log π(a_t|s_t), Ψ the matrix of these rows and N their number, everything here solves
+
+    (F + λI) w = g,    F = ΨᵀΨ/N,                                                      (66)-(71)
+
+for which F [P, P] is never formed. `"cg"` runs conjugate gradients on Fisher-vector products;
+`"gram"` solves the N×N system of K = ΨΨᵀ/N, w = Ψᵀ(K + λI)⁻¹ Δ/N, which is exact and the choice
+while the batch is smaller than the parameters. Ψ is the Jacobian of any function from parameters
+to one number per sample; with Q(s_t,a_t) in the place of log π the same solve is the Gauss-Newton
+step of a soft Q regression, (72)-(78).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft import _checks
+from jaxsoft._gram import jacobian_gram, structured_gram
+
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["FisherState", "SolveInfo", "SolveStatus", "natural_gradient", "scale_by_fisher"]
+
+Params = Any
+LogProbFn = Callable[[Params], Array]
+
+
+class SolveStatus(enum.IntEnum):
+    """How a solve ended."""
+
+    CONVERGED = 0
+    NOT_CONVERGED = 1
+    NON_FINITE = 2
+
+
+class SolveInfo(NamedTuple):
+    """What a solve has to say for itself; arrays, so that it crosses `jit` and `vmap`.
+
+    Attributes:
+      residual: ‖(F + λI)w − g‖ / ‖g‖ of the direction returned, with the true F.
+      iterations: conjugate-gradient iterations; 0 where the Gram solve needed no mending.
+      status: a `SolveStatus`. `NOT_CONVERGED`: the residual is above the tolerance; raise
+        `damping` or `max_iterations`. `NON_FINITE`: an input, a log-probability or its gradient
+        was NaN or infinite, and so may be the direction.
+    """
+
+    residual: Array
+    iterations: Array
+    status: Array
+
+
+def natural_gradient(
+    log_prob_fn: LogProbFn,
+    params: Params,
+    advantage: ArrayLike,
+    *,
+    damping: ArrayLike = 1e-3,
+    solver: str = "cg",
+    weight: ArrayLike | None = None,
+    tolerance: float | None = None,
+    max_iterations: int = 100,
+) -> tuple[Params, SolveInfo]:
+    """Damped natural policy gradient, an ascent direction.
+
+        w = (F + λI)⁻¹ g,   F = ΨᵀΨ/N,   g = ΨᵀΔ/N                                 (66), (69)-(71)
+
+    w minimises ½‖Ψw − Δ‖²/N + ½λ‖w‖². For the entropy-regularised g of (69) give
+    Δ_t − τ(log(π/π̄)(a_t|s_t) − KL(s_t)) as `advantage`, (70).
+
+    Args:
+      log_prob_fn: parameters -> log π(a_t|s_t) of the batch's actions, [N] (any shape).
+      params: a tree of floating arrays.
+      advantage: Δ, of the shape of `log_prob_fn(params)`.
+      damping: λ ≥ 0. With λ = 0 and fewer samples than parameters, the Gram solution is the
+        least-squares solution of least norm.
+      solver: `"cg"`, or `"gram"` for batches smaller than the parameters.
+      weight: non-negative weights of the samples, 0 for those that do not count; N becomes their
+        sum.
+      tolerance: on the residual; `None` is 7e-5 in float32 and 4e-10 in float64.
+      max_iterations: of conjugate gradients.
+
+    Returns:
+      (w, info): w like `params`, and a `SolveInfo`.
+
+    Correction: (67) multiplies w by ε once more, though (66) has put ε into w already; (71) needs
+    log π_θold in its bracket.
+    """
+    name = "natural_gradient"
+    samples = _linearise(name, log_prob_fn, params, weight, advantage)
+    solve = _Solve(name, samples, damping, solver, tolerance, max_iterations)
+    errors = samples.scale * jnp.ravel(jnp.asarray(advantage)).astype(samples.scale.dtype)
+    g = samples.pull(errors)
+    if solver == "cg":
+        w, info = solve.by_conjugate_gradients(g)
+    else:
+        alpha, k_alpha = solve.sample_space(errors)
+        w = samples.pull(alpha)
+        w, info = solve.checked(g, w, samples.push(w), k_alpha)
+    return _like(w, params), info
+
+
+class FisherState(NamedTuple):
+    """State of `scale_by_fisher`: the report on its last solve."""
+
+    info: SolveInfo
+
+
+def scale_by_fisher(
+    *,
+    damping: ArrayLike = 1e-3,
+    solver: str = "cg",
+    tolerance: float | None = None,
+    max_iterations: int = 100,
+) -> optax.GradientTransformationExtraArgs:
+    """An Optax transformation that multiplies any gradient by (F + λI)⁻¹.
+
+    Chain it before a step size and hand the batch's log-probabilities to each update::
+
+        optimiser = optax.chain(jaxsoft.scale_by_fisher(damping=1e-3), optax.sgd(0.1))
+        updates, state = optimiser.update(grads, state, params, log_prob_fn=log_prob_fn)
+
+    The state's `info` is the last solve's `SolveInfo`. `"gram"` needs λ > 0 here, since a gradient
+    of any loss need not lie in the span of the samples: it uses
+    w = (g − Ψᵀ(K + λI)⁻¹Ψg/N)/λ.
+
+    Args:
+      damping: λ; as for `natural_gradient`, like the others.
+      solver: `"cg"` or `"gram"`.
+      tolerance: on the residual.
+      max_iterations: of conjugate gradients.
+
+    Returns:
+      A `GradientTransformationExtraArgs`, whose update takes `log_prob_fn` and, if wanted,
+      `weight`.
+    """
+    try:
+        import optax  # noqa: PLC0415 (JAX alone must do for everything else)
+    except ImportError as error:
+        raise ImportError(
+            "jaxsoft.scale_by_fisher returns an Optax transformation, and Optax is not installed: "
+            "pip install optax. `natural_gradient` needs JAX only."
+        ) from error
+    name = "scale_by_fisher"
+    if solver == "gram" and _checks.concrete(damping) and not np.all(np.asarray(damping) > 0):
+        raise _checks.fail(
+            name,
+            f"`damping` = {damping} with solver='gram'",
+            "damping > 0",
+            "Use solver='cg', or `natural_gradient`, whose Gram solve takes damping = 0.",
+        )
+
+    def init(params: Params) -> FisherState:
+        dtype = _computing_dtype(name, params)
+        return FisherState(
+            SolveInfo(
+                residual=jnp.zeros((), dtype),
+                iterations=jnp.zeros((), jnp.int32),
+                status=jnp.full((), SolveStatus.CONVERGED, jnp.int32),
+            )
+        )
+
+    def update(
+        updates: Params,
+        state: FisherState,
+        params: Params | None = None,
+        *,
+        log_prob_fn: LogProbFn | None = None,
+        weight: ArrayLike | None = None,
+        **extra_args: Any,
+    ) -> tuple[Params, FisherState]:
+        del state, extra_args
+        if params is None or log_prob_fn is None:
+            missing = "params" if params is None else "log_prob_fn"
+            raise _checks.fail(
+                name,
+                f"an update without `{missing}`",
+                "optimiser.update(grads, state, params, log_prob_fn=...)",
+                "log_prob_fn(params) gives log π(a_t|s_t) of the batch, [N].",
+            )
+        samples = _linearise(name, log_prob_fn, params, weight)
+        solve = _Solve(name, samples, damping, solver, tolerance, max_iterations)
+        g = jax.tree.map(lambda x: x.astype(samples.scale.dtype), updates)
+        if solver == "cg":
+            w, info = solve.by_conjugate_gradients(g)
+        else:
+            errors = samples.push(g)
+            beta, k_beta = solve.sample_space(errors)
+            spanned = samples.pull(beta)
+            spanned_rows = samples.push(spanned)
+            w = jax.tree.map(lambda a, b: (a - b) / solve.damping, g, spanned)
+            rows = (errors - spanned_rows) / solve.damping
+            w, info = solve.checked(g, w, rows, k_beta, of=spanned_rows)
+        return _like(w, updates), FisherState(info)
+
+    # Optax's protocol does not name the extra arguments of an update.
+    update_fn: Any = update
+    return optax.GradientTransformationExtraArgs(init, update_fn)
+
+
+class _Samples(NamedTuple):
+    """The Jacobian Ψ as products, its rows scaled so that F = pull ∘ push."""
+
+    push: Callable[[Params], Array]  # v -> Ψv/√N, [N]
+    pull: Callable[[Array], Params]  # u -> Ψᵀu/√N
+    gram: Callable[[], Array]  # ΨΨᵀ/N, [N, N]
+    scale: Array  # 1/√N, or √(weight/Σweight), [N]
+    finite: Array  # whether every log-probability is finite
+
+
+def _linearise(
+    function: str,
+    log_prob_fn: LogProbFn,
+    params: Params,
+    weight: ArrayLike | None,
+    advantage: ArrayLike | None = None,
+) -> _Samples:
+    compute = _computing_dtype(function, params)
+    shape = jax.eval_shape(log_prob_fn, params).shape
+    for name, x in (("advantage", advantage), ("weight", weight)):
+        if x is not None and jnp.shape(x) != shape:
+            raise _checks.fail(
+                function,
+                f"`{name}` {list(jnp.shape(x))} beside log_prob_fn(params) {list(shape)}",
+                "the same shape, one number per sample",
+                "log_prob_fn returns log π(a_t|s_t) of the actions taken, unreduced.",
+            )
+    size = math.prod(shape)
+    if size == 0:
+        raise _checks.fail(function, f"log_prob_fn(params) {list(shape)}", "a sample", "Add one.")
+    if weight is None:
+        scale = jnp.full(size, 1 / math.sqrt(size), compute)
+    else:
+        w = jnp.ravel(jnp.asarray(weight)).astype(compute)
+        scale = jnp.sqrt(w / jnp.sum(w))
+
+    def rows(p: Params) -> Array:
+        return scale * jnp.ravel(log_prob_fn(_like(p, params))).astype(compute)
+
+    # Vectors live in at least float32, whatever dtype the network keeps: half precision would
+    # end any iteration after a few steps.
+    wide = jax.tree.map(lambda x: jnp.asarray(x).astype(compute), params)
+    out, push = jax.linearize(rows, wide)
+    transpose = jax.linear_transpose(push, wide)
+
+    def gram() -> Array:
+        k = structured_gram(push, wide)
+        return jacobian_gram(push, wide) if k is None else k
+
+    return _Samples(push, lambda u: transpose(u)[0], gram, scale, jnp.all(jnp.isfinite(out)))
+
+
+class _Best(NamedTuple):
+    w: Params
+    r: Params
+    square: Array  # ‖r‖²
+
+
+class _Iterate(NamedTuple):
+    w: Params
+    r: Params
+    p: Params
+    square: Array
+    k: Array
+    best: _Best
+
+
+class _Solve:
+    """(F + λI) w = g for one linearised batch."""
+
+    def __init__(
+        self,
+        function: str,
+        samples: _Samples,
+        damping: ArrayLike,
+        solver: str,
+        tolerance: float | None,
+        max_iterations: int,
+    ) -> None:
+        if solver not in ("cg", "gram"):
+            raise _checks.fail(
+                function,
+                f"`solver` = {solver!r}",
+                "'cg' or 'gram'",
+                "'gram' is exact and suits batches smaller than the parameters.",
+            )
+        _checks.at_least(function, "damping", damping, 0.0)
+        dtype = samples.scale.dtype
+        self.samples = samples
+        self.damping = jnp.asarray(damping).astype(dtype)
+        self.epsilon = float(jnp.finfo(dtype).eps)
+        self.tolerance = self.epsilon**0.6 if tolerance is None else tolerance
+        self.max_iterations = _checks.count(function, "max_iterations", max_iterations)
+
+    def by_conjugate_gradients(self, g: Params) -> tuple[Params, SolveInfo]:
+        w, _, iterations = self._iterate(g, _zeros(g), g, jnp.asarray(True))
+        # The recurrence's own residual drifts from the true one: report the true one.
+        return w, self._report(g, self._residual(g, w, self.samples.push(w)), iterations)
+
+    def sample_space(self, errors: Array) -> tuple[Array, Array]:
+        """α of (K + λI)α = errors, and Kα."""
+        k = self.samples.gram()
+        size = k.shape[0]
+        # Equal samples make K singular. The ridge lets Cholesky pass; refinement against the
+        # unridged system then takes its effect out again wherever the solution is determined.
+        ridge = self.damping + self.epsilon * jnp.trace(k)
+        identity = jnp.eye(size, dtype=k.dtype)
+        factor = jax.scipy.linalg.cho_factor(k + ridge * identity)
+        alpha = jnp.zeros_like(errors)
+        for _ in range(3):
+            left = errors - _product(k, alpha) - self.damping * alpha
+            alpha = alpha + jax.scipy.linalg.cho_solve(factor, left)
+        return alpha, _product(k, alpha)
+
+    def checked(
+        self, g: Params, w: Params, rows: Array, k_alpha: Array, of: Array | None = None
+    ) -> tuple[Params, SolveInfo]:
+        """A Gram solution, mended by conjugate gradients should the true Ψ contradict K.
+
+        `rows` is Ψw/√N; `of` is ΨΨᵀα/N where that is something else. K is found from the
+        structure of the program, which supposes that samples do not mix (batch normalisation
+        does mix them).
+        """
+        true = rows if of is None else of
+        trusted = _norm(true - k_alpha) <= math.sqrt(self.epsilon) * _norm(true)
+        residual = self._residual(g, w, rows)
+        w, residual, iterations = self._iterate(g, w, residual, ~trusted)
+        return w, self._report(g, residual, iterations)
+
+    def _residual(self, g: Params, w: Params, rows: Array) -> Params:
+        f_w = self.samples.pull(rows)
+        return jax.tree.map(lambda b, f, x: b - f - self.damping * x, g, f_w, w)
+
+    def _iterate(
+        self, g: Params, w: Params, residual: Params, needed: Array
+    ) -> tuple[Params, Params, Array]:
+        goal = self.tolerance**2 * _dot(g, g)
+
+        def go_on(state: _Iterate) -> Array:
+            finite = jnp.isfinite(state.square)
+            return needed & finite & (state.square > goal) & (state.k < self.max_iterations)
+
+        def step(state: _Iterate) -> _Iterate:
+            p = state.p
+            a_p = _add(self.samples.pull(self.samples.push(p)), self.damping, p)
+            length = state.square / _dot(p, a_p)
+            w, r = _add(state.w, length, p), _add(state.r, -length, a_p)
+            square = _dot(r, r)
+            # Rounding can make the iterates run away: the best one is what is returned.
+            better = square < state.best.square
+            best = jax.tree.map(partial(jnp.where, better), _Best(w, r, square), state.best)
+            p = _add(r, square / state.square, p)
+            return _Iterate(w, r, p, square, state.k + 1, best)
+
+        square = _dot(residual, residual)
+        first = _Best(w, residual, square)
+        start = _Iterate(w, residual, residual, square, jnp.zeros((), jnp.int32), first)
+        end = jax.lax.while_loop(go_on, step, start)
+        return end.best.w, end.best.r, end.k
+
+    def _report(self, g: Params, residual: Params, iterations: Array) -> SolveInfo:
+        size = jnp.sqrt(_dot(g, g))
+        relative = jnp.sqrt(_dot(residual, residual)) / jnp.where(size > 0, size, 1)
+        finite = self.samples.finite & jnp.isfinite(size) & jnp.isfinite(relative)
+        status = jnp.where(
+            finite,
+            jnp.where(relative <= self.tolerance, SolveStatus.CONVERGED, SolveStatus.NOT_CONVERGED),
+            SolveStatus.NON_FINITE,
+        )
+        return SolveInfo(relative, iterations, status.astype(jnp.int32))
+
+
+def _computing_dtype(function: str, params: Params) -> np.dtype:
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise _checks.fail(function, "`params` without arrays", "a tree of arrays", "Pass one.")
+    arrays = [_checks.floating(function, "params", x) for x in leaves]
+    return _checks.computing_dtype(jnp.result_type(*arrays))
+
+
+def _like(tree: Params, other: Params) -> Params:
+    return jax.tree.map(lambda x, y: x.astype(jnp.asarray(y).dtype), tree, other)
+
+
+def _zeros(tree: Params) -> Params:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _add(x: Params, factor: Array, y: Params) -> Params:
+    return jax.tree.map(lambda a, b: a + factor * b, x, y)
+
+
+def _dot(x: Params, y: Params) -> Array:
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))
+
+
+def _norm(x: Array) -> Array:
+    return jnp.sqrt(jnp.sum(x * x))
+
+
+def _product(k: Array, x: Array) -> Array:
+    return jnp.matmul(k, x, precision=jax.lax.Precision.HIGHEST)

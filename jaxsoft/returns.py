@@ -1,0 +1,392 @@
+"""Multi-step soft backups: δ, n-step, TD(λ) and off-policy traces.
+
+One linear recurrence lies under all of them,
+
+    G_t = x_t + c_t G_{t+1},   or its window of n terms   G_t = Σ_{d<n} (Π_{k<d} c_{t+k}) x_{t+d},
+
+where c_t is the discount times a trace coefficient, and 0 where a trajectory ends.
+
+Conventions. Axis 0 is time; arrays are [T, ...] with the same number of axes, whose batch axes
+broadcast; scalars go with everything. `_tm1` belongs to a transition's start s_t and `_t` to its
+end s_{t+1}, so of values at T + 1 states v, `v_tm1 = v[:-1]` and `v_t = v[1:]`. `discount_t` is γ,
+and 0 at a termination. `cut_t` is 1 (or True) where a trajectory ends after that transition for
+any reason, truncation or an environment's auto-reset step: sums stop there, the bootstrap inside
+δ does not. The end of the arrays cuts likewise, so every sum bootstraps from the last value it
+reaches.
+
+Nothing here stops a gradient: the losses hold their targets fixed.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft import _checks, boltzmann
+
+__all__ = [
+    "VTrace",
+    "lambda_advantages",
+    "n_step_advantages",
+    "one_step_targets",
+    "retrace_coefficients",
+    "soft_q_targets",
+    "td_errors",
+    "trace_targets",
+    "tree_backup_coefficients",
+    "v_trace",
+]
+
+
+def td_errors(
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    v_tm1: ArrayLike,
+    v_t: ArrayLike,
+    kl_tm1: ArrayLike,
+    tau: ArrayLike,
+) -> Array:
+    """Soft temporal-difference errors.
+
+        δ_t = r_t − τKL_t + γ V(s_{t+1}) − V(s_t)                                          (36)
+
+    With `kl_tm1 = 0.0` they are the plain errors, on which the naive policy gradient (79) rests;
+    with a sampled log-ratio in its place, those of path consistency (90).
+
+    Args:
+      r_t: rewards [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      v_tm1: values of the transitions' starts [T, ...].
+      v_t: values of the transitions' ends [T, ...].
+      kl_tm1: KL[π‖π̄] at the starts [T, ...] or a scalar.
+      tau: temperature τ ≥ 0, a scalar or [T, ...].
+
+    Returns:
+      [T, ...].
+    """
+    name = "td_errors"
+    _checks.at_least(name, "tau", tau, 0.0)
+    args = _checks.sequences(
+        name, r_t=r_t, discount_t=discount_t, v_tm1=v_tm1, v_t=v_t, kl_tm1=kl_tm1, tau=tau
+    )
+    r, discount, v_start, v_end, kl, temperature = args.arrays
+    return (r - temperature * kl + discount * v_end - v_start).astype(args.dtype)
+
+
+def n_step_advantages(
+    delta_t: ArrayLike, discount_t: ArrayLike, n: int, cut_t: ArrayLike | None = None
+) -> Array:
+    """n-step advantages: a sliding window over the errors.
+
+        Δ_t = Σ_{d=0}^{n−1} γ^d δ_{t+d}                                              (47), (52)
+
+    γ^d is the product of the discounts on the way. A window that meets a cut or the end of the
+    rollout stops there and is shorter than n. V(s_t) + Δ_t is the n-step backup of V, (34), (54).
+
+    Args:
+      delta_t: errors δ [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      n: static window ≥ 1; any n ≥ T is the whole rollout.
+      cut_t: 1 or True where sums stop after that transition, [T, ...].
+
+    Returns:
+      [T, ...].
+
+    Correction: (37) prints γⁿV(s_n) where V(s_0) is meant: V(s_0) + E[Σγᵗδ_t] = [𝒯ⁿV](s_0).
+    (54) lacks the KL terms that δ has, and prints γ^d V(s_{t+d}) for γ^n V(s_{t+n}).
+    """
+    name = "n_step_advantages"
+    window = _checks.count(name, "n", n)
+    args = _checks.sequences(name, delta_t=delta_t, discount_t=discount_t)
+    return _advantages(name, args, cut_t, window)
+
+
+def lambda_advantages(
+    delta_t: ArrayLike, discount_t: ArrayLike, lambda_: ArrayLike, cut_t: ArrayLike | None = None
+) -> Array:
+    """TD(λ) advantages (generalised advantage estimation with KL terms inside δ).
+
+        Δ_t = Σ_{d≥0} (γλ)^d δ_{t+d}                                                 (42), (43)
+
+    λ = 0 is n = 1 and λ = 1 the whole rollout. A λ per step scales what follows its transition.
+
+    Args:
+      delta_t: errors δ [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      lambda_: λ, a scalar or [T, ...].
+      cut_t: 1 or True where sums stop after that transition, [T, ...].
+
+    Returns:
+      [T, ...].
+
+    Correction: (43) is V_Q(s) + τKL(s) + E[Σ(γλ)^t δ_t], not Q(s,a) + …: see `soft_q_targets`.
+    In (42) read Σ_k λ^k 𝒯^k with 𝒯 applied k times, not (λ𝒯)^k.
+    """
+    name = "lambda_advantages"
+    args = _checks.sequences(name, delta_t=delta_t, discount_t=discount_t, lambda_=lambda_)
+    delta, discount, decay = args.arrays
+    return _advantages(name, args._replace(arrays=(delta, discount * decay)), cut_t)
+
+
+def soft_q_targets(
+    advantage_t: ArrayLike, v_tm1: ArrayLike, kl_tm1: ArrayLike, tau: ArrayLike
+) -> Array:
+    """Soft Q targets of any advantage estimate.
+
+        y_t = V(s_t) + τKL_t + Δ_t                                            (46), (47), (43)
+
+    The KL of the first state comes back since Q, unlike V, does not include it. y_t is unbiased
+    when the actions after a_t are the policy's; a_t itself is free.
+
+    Args:
+      advantage_t: Δ [T, ...].
+      v_tm1: values V(s_t) [T, ...], those used in δ.
+      kl_tm1: KL[π‖π̄](s_t) [T, ...] or a scalar.
+      tau: temperature τ ≥ 0, a scalar or [T, ...].
+
+    Returns:
+      [T, ...].
+    """
+    name = "soft_q_targets"
+    _checks.at_least(name, "tau", tau, 0.0)
+    args = _checks.sequences(name, advantage_t=advantage_t, v_tm1=v_tm1, kl_tm1=kl_tm1, tau=tau)
+    advantage, value, kl, temperature = args.arrays
+    return (value + temperature * kl + advantage).astype(args.dtype)
+
+
+def one_step_targets(
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    q_t: ArrayLike,
+    tau: ArrayLike,
+    log_prior: ArrayLike | None = None,
+) -> Array:
+    """One-step soft Q targets; hard at τ = 0.
+
+        y_t = r_t + γ V_Q(s_{t+1})                                            (39), (45), (81)
+
+    `log_prior=None` is the KL penalty (82) and `0.0` the entropy bonus (83). They are unbiased
+    whatever policy acted.
+
+    Args:
+      r_t: rewards [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      q_t: action values of the transitions' ends [T, ..., A].
+      tau: temperature τ ≥ 0, a scalar or [T, ...].
+      log_prior: log π̄ at the transitions' ends, broadcasting against `q_t`.
+
+    Returns:
+      [T, ...].
+
+    Correction: (82) prints γ log Σexp(Q/τ) − log|A| and (83) γ log Σexp(Q/τ); both lack the
+    factor τ, and (82) the one of γτ before log|A|. (38) lacks a bracket: γ multiplies the KL too.
+    """
+    name = "one_step_targets"
+    q_t = _checks.floating(name, "q_t", q_t)
+    _checks.action_values(name, "q_t", q_t)
+    value = boltzmann.soft_value(q_t, tau, log_prior)
+    args = _checks.sequences(name, r_t=r_t, discount_t=discount_t, **{"q_t[..., 0]": value})
+    r, discount, v_end = args.arrays
+    return (r + discount * v_end).astype(args.dtype)
+
+
+def trace_targets(
+    q_tm1: ArrayLike,
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    v_t: ArrayLike,
+    trace_tm1: ArrayLike,
+    cut_t: ArrayLike | None = None,
+) -> Array:
+    """Off-policy multi-step Q targets for per-step trace coefficients.
+
+        y_t = Q(s_t,a_t) + Σ_{d≥0} γ^d (Π_{k=1}^d c_{t+k}) (r + γ V(s') − Q(s,a))_{t+d}
+
+    with V the soft state value of the target policy (`soft_value`, or `policy_value`). The
+    coefficients choose the method: `retrace_coefficients`, `tree_backup_coefficients`, λ itself
+    (soft Q(λ)), λπ/μ (importance sampling), 0 (one step, (45)). On policy with c = 1 the soft
+    returns appear with the sampled log-ratio in the place of each KL.
+
+    Args:
+      q_tm1: values of the actions taken Q(s_t,a_t) [T, ...].
+      r_t: rewards [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      v_t: soft state values of the transitions' ends [T, ...].
+      trace_tm1: c_t of the action taken at s_t [T, ...] or a scalar; the first one is not used.
+      cut_t: 1 or True where sums stop after that transition, [T, ...].
+
+    Returns:
+      [T, ...].
+
+    References: Munos et al. (2016), *Safe and Efficient Off-Policy Reinforcement Learning*, (3);
+    Precup et al. (2000) for the tree backup.
+    """
+    name = "trace_targets"
+    args = _checks.sequences(
+        name, q_tm1=q_tm1, r_t=r_t, discount_t=discount_t, v_t=v_t, trace_tm1=trace_tm1
+    )
+    q, r, discount, v_end, trace = args.arrays
+    delta = r + discount * v_end - q
+    # Transition t goes on into t + 1 by the coefficient of the action taken there.
+    following = _shift(jnp.broadcast_to(trace, args.shape), 1)
+    errors = _advantages(name, args._replace(arrays=(delta, discount * following)), cut_t)
+    return (q + errors).astype(args.dtype)
+
+
+def retrace_coefficients(log_rho_tm1: ArrayLike, lambda_: ArrayLike = 1.0) -> Array:
+    """Retrace(λ): c_t = λ min(1, π(a_t|s_t)/μ(a_t|s_t)).
+
+    Args:
+      log_rho_tm1: log π(a_t|s_t) − log μ(a_t|s_t), target over behaviour, [T, ...].
+      lambda_: λ, a scalar or [T, ...].
+
+    Returns:
+      [T, ...], for `trace_targets`.
+    """
+    args = _checks.sequences("retrace_coefficients", log_rho_tm1=log_rho_tm1, lambda_=lambda_)
+    log_rho, decay = args.arrays
+    return (decay * jnp.exp(jnp.minimum(log_rho, 0))).astype(args.dtype)
+
+
+def tree_backup_coefficients(log_pi_a_tm1: ArrayLike, lambda_: ArrayLike = 1.0) -> Array:
+    """Tree backup(λ): c_t = λ π(a_t|s_t), which needs no behaviour probabilities.
+
+    Args:
+      log_pi_a_tm1: log π(a_t|s_t) of the actions taken, under the target policy, [T, ...].
+      lambda_: λ, a scalar or [T, ...].
+
+    Returns:
+      [T, ...], for `trace_targets`.
+    """
+    args = _checks.sequences("tree_backup_coefficients", log_pi_a_tm1=log_pi_a_tm1, lambda_=lambda_)
+    log_pi_a, decay = args.arrays
+    return (decay * jnp.exp(log_pi_a)).astype(args.dtype)
+
+
+class VTrace(NamedTuple):
+    """What soft V-trace gives a value function and a policy.
+
+    Attributes:
+      errors: v_t − V(s_t) [T, ...]: the value target is V + errors.
+      advantages: ρ_t (r − τKL + γ v_{t+1} − V(s_t)) [T, ...], for the policy gradient.
+    """
+
+    errors: Array
+    advantages: Array
+
+
+def v_trace(
+    delta_t: ArrayLike,
+    discount_t: ArrayLike,
+    log_rho_tm1: ArrayLike,
+    lambda_: ArrayLike = 1.0,
+    cut_t: ArrayLike | None = None,
+    *,
+    clip_rho: ArrayLike = 1.0,
+    clip_c: ArrayLike = 1.0,
+) -> VTrace:
+    """Soft V-trace: off-policy state values with the KL penalty inside δ.
+
+        v_t = V(s_t) + Σ_{d≥0} γ^d (Π_{k<d} c_{t+k}) ρ_{t+d} δ_{t+d}
+        ρ = min(ρ̄, π/μ),  c = λ min(c̄, π/μ),  δ of (36)
+
+    On policy it is TD(λ), (43). Infinite clips make it importance sampling.
+
+    Args:
+      delta_t: soft errors δ (`td_errors`, with the KL of the target policy) [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      log_rho_tm1: log π(a_t|s_t) − log μ(a_t|s_t), target over behaviour, [T, ...].
+      lambda_: λ, a scalar or [T, ...].
+      cut_t: 1 or True where sums stop after that transition, [T, ...].
+      clip_rho: ρ̄, which bounds the bias's place (the policy whose value is found).
+      clip_c: c̄, which bounds the variance.
+
+    Returns:
+      A `VTrace` of [T, ...] arrays.
+
+    Reference: Espeholt et al. (2018), *IMPALA*, (1); the soft form replaces r by r − τKL.
+    """
+    name = "v_trace"
+    args = _checks.sequences(
+        name, delta_t=delta_t, discount_t=discount_t, log_rho_tm1=log_rho_tm1, lambda_=lambda_
+    )
+    delta, discount, log_rho, decay = args.arrays
+    ratio = jnp.exp(log_rho)
+    rho = jnp.minimum(ratio, jnp.asarray(clip_rho, ratio.dtype))
+    trace = decay * jnp.minimum(ratio, jnp.asarray(clip_c, ratio.dtype))
+    errors = _advantages(name, args._replace(arrays=(rho * delta, discount * trace)), cut_t)
+    goes_on = _continuation(name, args, discount, cut_t)
+    advantages = rho * (delta + goes_on * _shift(errors.astype(delta.dtype), 1))
+    return VTrace(errors, advantages.astype(args.dtype))
+
+
+def _continuation(
+    function: str, args: _checks.Sequences, discount: Array, cut_t: ArrayLike | None
+) -> Array:
+    """Discounts [T, ...] that are 0 after a cut."""
+    discount = jnp.broadcast_to(discount, args.shape)
+    if cut_t is None:
+        return discount
+    cut = jnp.asarray(cut_t).astype(discount.dtype)
+    _checks.common_shape(function, cut_t=cut, discount_t=discount)
+    return jnp.broadcast_to(discount * (1 - cut), args.shape)
+
+
+def _advantages(
+    function: str, args: _checks.Sequences, cut_t: ArrayLike | None, window: int | None = None
+) -> Array:
+    x, coefficient = args.arrays
+    coefficient = _continuation(function, args, coefficient, cut_t)
+    return _suffix_sums(jnp.broadcast_to(x, args.shape), coefficient, window).astype(args.dtype)
+
+
+def _suffix_sums(x: Array, coefficient: Array, window: int | None = None) -> Array:
+    """G_t = Σ_{d<window} (Π_{k<d} c_{t+k}) x_{t+d} along axis 0, to its end without a window.
+
+    Three evaluations were measured (`benchmarks/recurrence.py`). On a CPU the sequential scan
+    streams through memory once and beats every parallel form at every size; it has no window.
+    The window by doubling costs log₂ n passes, has no division and no difference of prefix
+    sums, so it is as exact as the plain sum also across zeros; as a window of T it is the
+    parallel scan of depth log₂ T that a device with wide kernels and slow launches wants.
+    """
+    length = x.shape[0]
+    if window is not None and window < length:
+        return _by_doubling(x, coefficient, window)
+    if length == 1:
+        return x
+    parallel = functools.partial(_by_doubling, window=length)
+    sums: Array = jax.lax.platform_dependent(x, coefficient, cpu=_by_scan, default=parallel)
+    return sums
+
+
+def _by_scan(x: Array, coefficient: Array) -> Array:
+    def step(following: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        here, c = inputs
+        here = here + c * following
+        return here, here
+
+    return jax.lax.scan(step, jnp.zeros_like(x[0]), (x, coefficient), reverse=True)[1]
+
+
+def _by_doubling(x: Array, coefficient: Array, window: int) -> Array:
+    # `sums` and `products` cover `width` steps; `total` gathers the widths that are set in the
+    # binary form of the window, the shorter ones behind the longer.
+    total, sums, products, width = jnp.zeros_like(x), x, coefficient, 1
+    while True:
+        if window & width:
+            total = sums + products * _shift(total, width)
+        if 2 * width > window:
+            return total
+        sums = sums + products * _shift(sums, width)
+        products = products * _shift(products, width)
+        width *= 2
+
+
+def _shift(x: Array, steps: int) -> Array:
+    """x_{t+steps}, with zeros behind the end."""
+    return jnp.concatenate([x[steps:], jnp.zeros_like(x[:steps])])
