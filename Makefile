@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SETUP := sh .ci/setup "$(VENV)" "$(PYTHON)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format hooks wheel constraints clean
+.PHONY: help run test test-slow lint format docs hooks wheel constraints clean
 
 help: ## Print the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,10 @@ format: ## Mend what the linter can, and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: ## Build the documentation into site/
+	@$(SETUP) docs
+	$(BIN)/zensical build --strict --clean
+
 hooks: ## Run the checks before each commit
 	@$(SETUP) dev
 	$(BIN)/pre-commit install
@@ -55,5 +59,5 @@ constraints: ## Pin the newest versions anew, for every supported Python
 	mv $(VENV)/constraints.txt constraints.txt
 
 clean: ## Remove the environment, caches and build outputs
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -99,8 +99,8 @@ def structured_gram(lin: Callable[[Params], Array], params: Params) -> Array | N
         program = _analyse(closed.jaxpr)
     except _UnrecognisedError:
         return None
-    uses, env = program.uses, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    env = _run(program.constant, env)
+    uses, consts = program.uses, zip(closed.jaxpr.constvars, closed.consts, strict=True)
+    env = _run(program.constant, dict(consts))
 
     def tail(meetings: list[Array]) -> Array:
         zs = {use.out: z for use, z in zip(uses, meetings, strict=True)}
@@ -109,7 +109,7 @@ def structured_gram(lin: Callable[[Params], Array], params: Params) -> Array | N
     out = _struct(closed.jaxpr.outvars[0])
     transpose = jax.linear_transpose(tail, [_struct(use.out) for use in uses])
     [deltas] = transpose(jnp.ones(out.shape, out.dtype))
-    dtype = _accumulator(leaves)
+    dtype = jnp.promote_types(out.dtype, jnp.float32)
     gram = jnp.zeros((out.size, out.size), dtype)
     # Between several uses of a leaf there are cross terms: only their gradients' sum will do.
     count = Counter(leaf for use in uses for leaf in program.leaves[use.view])
@@ -148,7 +148,7 @@ def jacobian_gram(lin: Callable[[Params], Array], params: Params) -> Array:
     out = jax.eval_shape(lin, params)
     cotangents = jnp.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
     jacobian = lax.map(jax.linear_transpose(lin, params), cotangents, batch_size=8)
-    return _rows_gram(jacobian, _accumulator(jax.tree.leaves(params)))
+    return _rows_gram(jacobian, jnp.promote_types(out.dtype, jnp.float32))
 
 
 def _analyse(jaxpr: Jaxpr) -> _Program:
@@ -292,11 +292,6 @@ def _rows_gram(gradients: Params, dtype: DTypeLike) -> Array:
     """Products [N, N] of the rows of a tree of [N, ...]."""
     rows = [x.reshape(len(x), -1).astype(dtype) for x in jax.tree.leaves(gradients)]
     return functools.reduce(jnp.add, (_einsum("ik,jk->ij", x, x) for x in rows))
-
-
-def _accumulator(leaves: Iterable[Array]) -> DTypeLike:
-    dtype: DTypeLike = jnp.result_type(jnp.float32, *(x.dtype for x in leaves))
-    return dtype
 
 
 def _dot_axes(eqn: JaxprEqn) -> tuple[list[tuple[int, ...]], list[int]]:

@@ -1,0 +1,25 @@
+"""Strict numerics for every test: float64, no silent rank promotion.
+
+A test of another precision passes arrays of it: the library computes in its inputs' dtype.
+"""
+
+import os
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("dev", deadline=None, max_examples=25)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, max_examples=25, derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "equation(*numbers): proves these equations of the paper; docs/equations.md"
+    )

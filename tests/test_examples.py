@@ -1,0 +1,43 @@
+"""The examples run as they stand, the README's among them, and do what they say."""
+
+import re
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxsoft
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def test_the_readme_shows_the_example_as_it_stands() -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block == (EXAMPLES / "catch.py").read_text()
+
+
+@pytest.mark.parametrize("loss", [jaxsoft.tied_soft_q_loss, jaxsoft.a2c_loss])
+def test_the_training_loop_learns_the_game(loss: object, capsys: pytest.CaptureFixture) -> None:
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        catch = runpy.run_path(str(EXAMPLES / "catch.py"))
+        _, mean_return = catch["train"](loss)
+    assert mean_return > 0.8
+    assert len(capsys.readouterr().out.splitlines()) == catch["UPDATES"] // 100
+
+
+def test_the_equivalence_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    with jax.numpy_rank_promotion("allow"):
+        runpy.run_path(str(EXAMPLES / "equivalence.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    rows = re.findall(r"^(.{38})\s+(\S+e[+-]\d+)\s+(\S+e[+-]\d+)\s+(\S+)$", out, re.MULTILINE)
+    assert len(rows) == 7
+    for name, expected, reweighted, noticed in rows:
+        fulfilled = name.startswith("none")
+        assert (float(expected) < 1e-12) == fulfilled
+        assert (float(reweighted) < 1e-12) == (fulfilled or noticed == "acting")
+        assert (noticed == "–") == fulfilled

@@ -1,0 +1,164 @@
+"""Mistakes are caught at the door: what was given, what was expected, how to mend it."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsoft
+
+T, B, A = 5, 2, 3
+r, v, kl = (np.full((T, B), x) for x in (1.0, 0.5, 0.1))
+q = np.zeros((T, B, A))
+log_pi = np.log(np.full((T, B, A), 1 / A))
+a = np.zeros((T, B), np.int32)
+states = np.zeros((T + 1, B, A))
+PARAMS = {"w": np.zeros((4, A))}
+
+
+def log_probs(params: dict[str, jax.Array]) -> jax.Array:
+    return jax.nn.log_softmax(jnp.ones((6, 4)) @ params["w"])[:, 0]
+
+
+MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
+    # Ranks and shapes.
+    "no time axis": (lambda: jaxsoft.td_errors(1.0, 0.9, 0.0, 0.0, 0.0, 0.1), "axis 0 is time"),
+    "no time axis, q": (lambda: jaxsoft.soft_q_loss(q[0, 0], a[0, 0], r[0, 0]), "axis 0 is time"),
+    "no actions": (lambda: jaxsoft.soft_value(0.5, 0.1), "last axis is actions"),
+    "zero actions": (lambda: jaxsoft.soft_value(np.zeros((3, 0)), 0.1), "at least one action"),
+    "one step short": (lambda: jaxsoft.td_errors(r, 0.9, v, v[1:], kl, 0.1), "same length T"),
+    "one step long": (lambda: jaxsoft.value_loss(np.zeros((T + 1, B)), r), "same length T"),
+    "no batch axis": (lambda: jaxsoft.n_step_advantages(r, v[:, 0], 3), r"x\[:, None\]"),
+    "square transposed": (
+        lambda: jaxsoft.policy_gradient_loss(log_pi, a, r.T, 0.1),
+        "same length T",
+    ),
+    "batches differ": (lambda: jaxsoft.value_loss(v, np.zeros((T, 7))), "batch axes"),
+    "cut of another shape": (
+        lambda: jaxsoft.lambda_advantages(r, 0.9, 0.9, np.zeros(T)),
+        "same number of axes",
+    ),
+    "actions of another shape": (lambda: jaxsoft.soft_q_loss(q, a[:-1], r), "one action a step"),
+    "one-hot actions": (
+        lambda: jaxsoft.soft_q_loss(q, np.zeros((T, B, A), np.int32), r),
+        "one action a step",
+    ),
+    "old values of another shape": (
+        lambda: jaxsoft.damped_soft_q_loss(q, a, q[..., 0], r, 0.1),
+        "one action a step",
+    ),
+    "prior of another size": (lambda: jaxsoft.log_policy(q, 0.1, np.zeros(A + 1)), "broadcasts"),
+    "tau of another shape": (lambda: jaxsoft.soft_value(q, np.ones(B)), "a scalar, or"),
+    "value head keeps its axis": (
+        lambda: jaxsoft.q_from_policy(v[..., None], log_pi, 0.1),
+        r"value\[..., 0\]",
+    ),
+    "policy of another shape": (lambda: jaxsoft.policy_value(q, log_pi[0], 0.1), "the same shape"),
+    "T states for T actions": (lambda: jaxsoft.n_step_soft_q(q, a, r, 0.9, 0.1), r"T \+ 1"),
+    "T values for T actions": (
+        lambda: jaxsoft.policy_gradient(v, log_pi, a, r, 0.9, 0.1),
+        r"T \+ 1",
+    ),
+    # Dtypes.
+    "float actions": (lambda: jaxsoft.soft_q_loss(q, a.astype(float), r), "integer action"),
+    "integer values": (lambda: jaxsoft.soft_value(np.zeros((3, 2), int), 0.1), "floating dtype"),
+    "integer rewards": (lambda: jaxsoft.td_errors(a, 0.9, v, v, kl, 0.1), "astype"),
+    "complex values": (lambda: jaxsoft.soft_value(q + 0j, 0.1), "floating dtype"),
+    # Values.
+    "action too large": (lambda: jaxsoft.soft_q_loss(q, a + A, r), "indices from 0 to 2"),
+    "negative action": (lambda: jaxsoft.soft_q_loss(q, a - 1, r), "indices from 0 to 2"),
+    "negative tau": (lambda: jaxsoft.soft_value(q, -0.1), "tau >= 0"),
+    "negative tau, an array": (lambda: jaxsoft.log_policy(q, jnp.asarray(-1.0)), "tau >= 0"),
+    "tau is NaN": (lambda: jaxsoft.one_step_targets(r, 0.9, q, np.nan), "tau >= 0"),
+    "n of zero": (lambda: jaxsoft.n_step_advantages(r, 0.9, 0), "n >= 1"),
+    "n is a float": (lambda: jaxsoft.n_step_advantages(r, 0.9, 5.0), "Python int"),  # type: ignore[arg-type]
+    "n is traced": (
+        lambda: jax.jit(lambda n: jaxsoft.n_step_advantages(r, 0.9, n))(3),
+        "static_argnames",
+    ),
+    "negative epsilon": (lambda: jaxsoft.damped_soft_q_loss(q, a, q, r, -0.1), "damping >= 0"),
+    # Natural gradients.
+    "solver misspelt": (
+        lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), solver="Gram"),
+        "'cg' or 'gram'",
+    ),
+    "advantage of another shape": (
+        lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(5)),
+        "the same shape",
+    ),
+    "weight of another shape": (
+        lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), weight=np.ones(5)),
+        "the same shape",
+    ),
+    "negative damping": (
+        lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), damping=-1e-3),
+        "damping >= 0",
+    ),
+    "no parameters": (
+        lambda: jaxsoft.natural_gradient(lambda p: jnp.zeros(6), {}, np.ones(6)),
+        "without arrays",
+    ),
+    "integer parameters": (
+        lambda: jaxsoft.natural_gradient(log_probs, {"w": np.zeros((4, A), int)}, np.ones(6)),
+        "floating dtype",
+    ),
+    "no samples": (
+        lambda: jaxsoft.natural_gradient(lambda p: log_probs(p)[:0], PARAMS, np.ones(0)),
+        "a sample",
+    ),
+    "no iterations": (
+        lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), max_iterations=0),
+        "max_iterations >= 1",
+    ),
+    "undamped Gram in a chain": (
+        lambda: jaxsoft.scale_by_fisher(damping=0.0, solver="gram"),
+        "damping > 0",
+    ),
+    "undamped temperature": (
+        lambda: jaxsoft.damped_natural_q(lambda p: states, PARAMS, a, r, 0.9, 0.0, epsilon=0.1),
+        "tau > 0",
+    ),
+    "behaviour of the taken actions alone": (
+        lambda: jaxsoft.check_equivalence(
+            lambda p, x: jnp.broadcast_to(p["w"][0], (T + 1, B, A)),
+            PARAMS,
+            None,
+            a,
+            r,
+            0.9,
+            0.1,
+            behaviour_log_pi=v,
+        ),
+        "log μ of every action",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_explained(name: str) -> None:
+    call, words = MISTAKES[name]
+    with pytest.raises((ValueError, TypeError), match=words) as raised:
+        call()
+    message = str(raised.value)
+    function = message.split(":")[0].removeprefix("jaxsoft.")
+    assert function in jaxsoft.__all__
+    assert "given" in message
+    assert "expected" in message
+    assert len(message.split(". ")) > 1 or message.endswith("."), "no word on how to mend it"
+
+
+def test_updates_without_the_log_probabilities() -> None:
+    optimiser = jaxsoft.scale_by_fisher()
+    state = optimiser.init(PARAMS)
+    with pytest.raises(ValueError, match="without `log_prob_fn`"):
+        optimiser.update(PARAMS, state, PARAMS)
+    with pytest.raises(ValueError, match="without `params`"):
+        optimiser.update(PARAMS, state, log_prob_fn=log_probs)
+
+
+def test_traced_values_pass_and_a_traced_action_out_of_range_is_not_silent() -> None:
+    assert np.isfinite(jax.jit(jaxsoft.soft_value)(q, 0.1)).all()
+    loss = jax.jit(jaxsoft.soft_q_loss)(q, a + A, r)
+    assert np.isnan(loss).all()

@@ -1,0 +1,109 @@
+"""What the package promises of itself: its names, its import arrows, the cost of its import."""
+
+import ast
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxsoft
+
+PACKAGE = Path(jaxsoft.__file__).parent
+# Nothing of these may depend on the training side, and each only on those before it.
+CORE = [
+    "_checks",
+    "_gram",
+    "boltzmann",
+    "returns",
+    "losses",
+    "natural",
+    "algorithms",
+    "equivalence",
+]
+ARROWS = {
+    "_checks": set(),
+    "_gram": set(),
+    "boltzmann": {"_checks"},
+    "returns": {"_checks", "boltzmann"},
+    "losses": {"_checks", "boltzmann", "returns"},
+    "natural": {"_checks", "_gram"},
+    "algorithms": {"_checks", "boltzmann", "returns", "losses", "natural"},
+    "equivalence": {"_checks", "boltzmann", "returns", "losses"},
+}
+FOREIGN = {"jax", "numpy"}
+# Annotations and one function that says so when it is missing.
+OPTIONAL = {"natural": {"optax"}}
+
+
+def imports(module: str) -> set[str]:
+    """Dotted names of all that a module imports, wherever in its text."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "jaxsoft":
+            found |= {f"jaxsoft.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_import_arrows(module: str) -> None:
+    names = imports(module)
+    own = {name.split(".")[1] for name in names if name.startswith("jaxsoft.")}
+    assert own <= ARROWS[module]
+    foreign = {name.split(".")[0] for name in names} - {"jaxsoft"} - set(sys.stdlib_module_names)
+    assert foreign <= FOREIGN | OPTIONAL.get(module, set())
+
+
+def test_the_package_imports_the_core_alone() -> None:
+    code = "import sys, jax; before = set(sys.modules); import jaxsoft; print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    added = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert set(added) - set(sys.stdlib_module_names) <= {"jaxsoft", "jax", "jaxlib", "scipy"}
+
+
+def test_import_takes_little_longer_than_that_of_jax() -> None:
+    code = (
+        "import time, jax; start = time.perf_counter(); import jaxsoft; "
+        "print(time.perf_counter() - start)"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    times = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", code],
+                capture_output=True,
+                text=True,
+                check=True,
+                env=environment,
+            ).stdout
+        )
+        for _ in range(3)
+    ]
+    assert statistics.median(times) < 0.3
+
+
+def test_public_names() -> None:
+    exported = set()
+    for module in CORE:
+        if not module.startswith("_"):
+            names = importlib.import_module(f"jaxsoft.{module}").__all__
+            assert sorted(names) == list(names)
+            assert not exported & set(names)
+            exported |= set(names)
+    assert exported == set(jaxsoft.__all__)
+    assert sorted(jaxsoft.__all__) == list(jaxsoft.__all__)
+    for name in jaxsoft.__all__:
+        assert getattr(jaxsoft, name).__doc__, name
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_every_module_belongs_to_the_core() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(CORE)
