@@ -72,7 +72,7 @@ def carried(x: Array, c: Array, window: int) -> Array:
 
 
 def blocked(x: Array, c: Array, window: int) -> Array:
-    """van Herk: scans within blocks of n, a window being the end of one and the start of the next."""
+    """van Herk: scans within blocks of n; a window is the end of one, the start of the next."""
     length, batch = x.shape
     blocks = -(-length // window) + 1
     pad = [(0, blocks * window - length), (0, 0)]

@@ -51,8 +51,7 @@ def show_training(seed=0):
 
 def show_preconditions(params, key):
     """The expected difference of the gradients as each precondition is broken."""
-    rollout = catch.play(params, key)
-    observations, _, rewards, discounts = rollout
+    observations, actions, rewards, discounts = catch.play(params, key)
     log_pi = catch.network(params, observations[:-1])[1]
     uniform = jnp.full_like(log_pi, -jnp.log(log_pi.shape[-1]))
     greedy = jnp.logaddexp(jnp.log(0.9) + log_pi, jnp.log(0.1) + uniform)
@@ -75,7 +74,11 @@ def show_preconditions(params, key):
     }
     print("\nPrecondition broken                   expected difference   weighted by π/μ   noticed")
     for name, changes in cases.items():
-        here = compare(**changes)(params, *rollout)
+        if "behaviour_log_pi" in changes:
+            acted = jaxsoft.sample_actions(key, changes["behaviour_log_pi"])
+        else:
+            acted = actions
+        here = compare(**changes)(params, observations, acted, rewards, discounts)
         noticed = ", ".join(here.broken()) or "–"
         print(
             f"{name:<38}{here.expected_difference:19.1e}{here.reweighted_difference:18.1e}   "

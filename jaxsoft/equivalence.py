@@ -34,8 +34,8 @@ class Preconditions(NamedTuple):
 
     Attributes:
       acting: largest total variation, over states, between the policy that acted and π.
-      surprise: |z| of the actions' mean log-probability under π; beyond 4 they can hardly have
-        been drawn from it, whatever `behaviour_log_pi` says.
+      surprise: |z| of the actions' mean log-probability under the policy that is said to have
+        acted; beyond 4 they can hardly have been drawn from it.
       normalised: largest |log Σ_a π(a|s)|.
       target: size of ∂y/∂θ against that of ∂Q/∂θ.
       value_target: size of ∂V̂/∂θ against that of ∂Q/∂θ.
@@ -54,11 +54,11 @@ class Preconditions(NamedTuple):
 
 _MENDING = {
     "acting": (
-        "actions come from another policy than π (ε-greedy, another temperature, old parameters)",
+        "actions come from another policy than π: ε-greedy, another τ, old parameters",
         "act by log_policy(q, tau), or weigh both losses' first step by π/μ",
     ),
     "surprise": (
-        "the actions are improbable under π",
+        "the actions are improbable under the policy said to have acted",
         "check that actions, observations and parameters belong together",
     ),
     "normalised": ("π does not sum to one", "normalise the policy head: jax.nn.log_softmax"),
@@ -96,15 +96,12 @@ class Equivalence(NamedTuple):
     preconditions: Preconditions
     epsilon: Array
 
-    def broken(self) -> dict[str, str]:
-        """The preconditions that the inputs break: name -> what, how far and how to mend it."""
+    def broken(self) -> dict[str, float]:
+        """The preconditions that the inputs break, and how far."""
         rounding = 1e3 * float(self.epsilon)
-        messages = {}
-        for name, size in self.preconditions._asdict().items():
-            if not float(size) <= (4.0 if name == "surprise" else rounding):
-                what, mend = _MENDING[name]
-                messages[name] = f"{what} ({float(size):.2g}): {mend}"
-        return messages
+        sizes = {name: float(size) for name, size in self.preconditions._asdict().items()}
+        allowed = dict.fromkeys(sizes, rounding) | {"surprise": 4.0}
+        return {name: size for name, size in sizes.items() if not size <= allowed[name]}
 
     def __str__(self) -> str:
         rows = [
@@ -118,7 +115,9 @@ class Equivalence(NamedTuple):
         broken = self.broken()
         if broken:
             lines.append("Preconditions that do not hold:")
-            lines += [f"  {name}: {message}" for name, message in broken.items()]
+            for name, size in broken.items():
+                what, mend = _MENDING[name]
+                lines += [f"  {name:<14}{size:8.2g}   {what}", f"{'→ ':>27}{mend}"]
         else:
             lines.append("All preconditions hold: soft Q-learning is a policy gradient here.")
         return "\n".join(lines)
@@ -235,7 +234,11 @@ def check_equivalence(
     sampled_q, sampled_pg = sampled(soft_q), sampled(policy_gradient)
     acted_q, acted_pg = enumerated(soft_q, log_mu), enumerated(policy_gradient, log_mu)
     under_pi = now.log_pi[:-1]
-    pi_q, pi_pg = enumerated(soft_q, under_pi), enumerated(policy_gradient, under_pi)
+    pi_q, pi_pg = (
+        (acted_q, acted_pg)
+        if behaviour_log_pi is None
+        else (enumerated(soft_q, under_pi), enumerated(policy_gradient, under_pi))
+    )
 
     size_q, size_log_pi = (
         _sensitivity(lambda p: heads(p).q[:-1], params),
@@ -245,7 +248,7 @@ def check_equivalence(
     slope = jax.vmap(jax.grad(error_of))(jnp.ravel(errors))
     preconditions = Preconditions(
         acting=0.5 * jnp.max(jnp.sum(jnp.abs(jnp.exp(log_mu) - jnp.exp(under_pi)), axis=-1)),
-        surprise=_surprise(under_pi, a_tm1, share),
+        surprise=_surprise(log_mu, a_tm1, share),
         normalised=jnp.max(jnp.abs(jax.nn.logsumexp(now.log_pi, axis=-1))),
         target=_ratio(_sensitivity(target_of, params), size_q),
         value_target=_ratio(_sensitivity(value_target_of, params), size_q),
@@ -298,14 +301,16 @@ def _sensitivity(f: Callable[[Params], Array], params: Params) -> Array:
     return _norm(pull(jnp.where(finite, signs, 0))[0])
 
 
-def _surprise(log_pi: Array, a: Array, share: Array) -> Array:
-    """|z| of the mean of log π(a_t|s_t) under a_t ∼ π."""
-    pi = jnp.exp(log_pi)
-    safe = jnp.where(pi > 0, log_pi, 0)
-    mean = jnp.sum(pi * safe, axis=-1)
-    variance = jnp.sum(pi * jnp.square(safe - mean[..., None]), axis=-1)
-    gap = jnp.sum(share * (losses.take_action(log_pi, a) - mean))
-    return jnp.abs(_ratio(gap, jnp.sqrt(jnp.sum(jnp.square(share) * variance))))
+def _surprise(log_mu: Array, a: Array, share: Array) -> Array:
+    """|z| of the mean of log μ(a_t|s_t) under a_t ∼ μ."""
+    mu = jnp.exp(log_mu)
+    safe = jnp.where(mu > 0, log_mu, 0)
+    mean = jnp.sum(mu * safe, axis=-1)
+    variance = jnp.sum(mu * jnp.square(safe - mean[..., None]), axis=-1)
+    gap = jnp.sum(share * (losses.take_action(log_mu, a) - mean))
+    # Under a uniform μ nothing is surprising: neither side has more than rounding to show.
+    rounding = jnp.finfo(gap.dtype).eps * jnp.max(jnp.abs(mean))
+    return jnp.abs(gap) / (jnp.sqrt(jnp.sum(jnp.square(share) * variance)) + 10 * rounding)
 
 
 def _dot(x: Params, y: Params) -> Array:

@@ -348,11 +348,12 @@ def _advantages(
 def _suffix_sums(x: Array, coefficient: Array, window: int | None = None) -> Array:
     """G_t = Σ_{d<window} (Π_{k<d} c_{t+k}) x_{t+d} along axis 0, to its end without a window.
 
-    Three evaluations were measured (`benchmarks/recurrence.py`). On a CPU the sequential scan
-    streams through memory once and beats every parallel form at every size; it has no window.
-    The window by doubling costs log₂ n passes, has no division and no difference of prefix
-    sums, so it is as exact as the plain sum also across zeros; as a window of T it is the
-    parallel scan of depth log₂ T that a device with wide kernels and slow launches wants.
+    Chosen among eight evaluations by measurement (`benchmarks/recurrence.py`): on a CPU the
+    sequential scan streams through memory once and beats every parallel form at every size, but
+    has no window. The window by doubling costs log₂ n passes, has no division and no difference
+    of prefix sums, so it is as exact as the plain sum also across zeros. As a window of T it is
+    a parallel scan of depth log₂ T, taken elsewhere than on a CPU because T tiny kernels in a
+    row are what such devices are slow at.
     """
     length = x.shape[0]
     if window is not None and window < length:

@@ -103,10 +103,18 @@ def samples(loss: Loss, agent: Agent, theta: Array, states: Array) -> Array:
     )
 
 
-def hessian(loss: Loss, agent: Agent, theta: Array, states: Array, weights: Array) -> Array:
-    return np.asarray(
-        jax.hessian(lambda x: jnp.sum(weights * loss(heads(agent, x, states))))(jnp.asarray(theta))
-    )
+def gauss_newton_step(
+    loss: Loss, agent: Agent, theta: Array, states: Array, weights: Array
+) -> Array:
+    """The step [P] on losses 1/2 residual^2. The root loses the residual's sign, which cancels."""
+
+    def size(h: Heads) -> Any:
+        return jnp.sqrt(2 * loss(h))
+
+    residual = np.asarray(size(heads(agent, theta, states)))
+    jacobian = samples(size, agent, theta, states)
+    curvature = np.einsum("n,np,nq->pq", weights, jacobian, jacobian)
+    return -np.linalg.solve(curvature, (weights * residual) @ jacobian)
 
 
 # ---- Paths ---------------------------------------------------------------------------------------
@@ -138,18 +146,30 @@ class Paths:
 
 
 def paths(mdp: MDP, policy: Array, n: int, per: Literal["state", "pair"] = "pair") -> Paths:
-    """Every trajectory of n steps from every state, or from every state and first action."""
+    """Every trajectory of n steps from every state, or from every state and first action.
+
+    Padded by paths of probability 0 to a power of 4: few shapes, few compilations.
+    """
     shape = policy.shape if per == "pair" else policy.shape[:1]
     starts = list(np.ndindex(shape))
     parts = [oracles.trajectories(mdp, policy, s, n, *a0) for s, *a0 in starts]
 
-    def joined(name: str) -> Array:
-        return np.concatenate([getattr(part, name) for part in parts]).T
+    count = sum(len(part.probs) for part in parts)
+    padding = 4 ** int(np.ceil(np.log(count) / np.log(4))) - count
 
-    index = np.repeat(np.array(starts), [len(part.probs) for part in parts], axis=0)
+    def padded(x: Array) -> Array:
+        return np.concatenate([x, np.repeat(x[-1:], padding, axis=0)])
+
+    def joined(name: str) -> Array:
+        return padded(np.concatenate([getattr(part, name) for part in parts])).T
+
+    index = padded(np.repeat(np.array(starts), [len(part.probs) for part in parts], axis=0))
     return Paths(
         np.concatenate([joined("states"), joined("next_states")[-1:]]),
-        *(joined(name) for name in ("actions", "rewards", "discounts", "probs")),
+        joined("actions"),
+        joined("rewards"),
+        joined("discounts"),
+        np.where(np.arange(count + padding) < count, joined("probs"), 0.0),
         tuple(index.T),
         shape,
     )

@@ -11,15 +11,16 @@ from jax import Array
 
 import jaxsoft
 
-T, B, A, I, H, TAU, GAMMA = 6, 4, 3, 5, 7, 0.3, 0.95
+T, B, A, TAU, GAMMA = 6, 4, 3, 0.3, 0.95
+INPUTS, HIDDEN = 5, 7
 RNG = np.random.default_rng(0)
-OBSERVATIONS = jnp.asarray(RNG.normal(size=(T + 1, B, I)))
+OBSERVATIONS = jnp.asarray(RNG.normal(size=(T + 1, B, INPUTS)))
 LOG_PRIOR = jnp.log(jnp.asarray(RNG.dirichlet(np.ones(A), size=(T + 1, B))))
 REWARDS = jnp.asarray(RNG.normal(size=(T, B)))
 Params = dict[str, Array]
 PARAMS: Params = {
-    "trunk": jnp.asarray(RNG.normal(size=(I, H))),
-    "heads": jnp.asarray(RNG.normal(size=(H, 1 + A))),
+    "trunk": jnp.asarray(RNG.normal(size=(INPUTS, HIDDEN))),
+    "heads": jnp.asarray(RNG.normal(size=(HIDDEN, 1 + A))),
 }
 
 
@@ -48,8 +49,8 @@ def policy(network: Callable[..., Any], log_prior: Any = LOG_PRIOR) -> Array:
 
 def check(network: Callable[..., Any] = tied, **changes: Any) -> jaxsoft.Equivalence:
     settings = {"n": 3, "log_prior": LOG_PRIOR} | changes
-    log_pi = policy(network, settings["log_prior"])
-    actions = jaxsoft.sample_actions(jax.random.key(1), log_pi)
+    acting = changes.get("behaviour_log_pi", policy(network, settings["log_prior"]))
+    actions = jaxsoft.sample_actions(jax.random.key(1), acting)
     return jax.jit(
         lambda p: jaxsoft.check_equivalence(
             network, p, OBSERVATIONS, actions, REWARDS, GAMMA, TAU, **settings
@@ -92,7 +93,7 @@ def test_zero_where_the_theorem_applies(
     report = check(network, **changes)
     assert report.expected_difference < 1e-12
     assert report.reweighted_difference < 1e-12
-    assert 1e-6 < report.difference
+    assert report.difference > 1e-6
     assert 0 < report.cosine <= 1
     assert not report.broken()
 

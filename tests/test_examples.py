@@ -27,6 +27,13 @@ def test_the_training_loop_learns_the_game(loss: object, capsys: pytest.CaptureF
     assert len(capsys.readouterr().out.splitlines()) == catch["UPDATES"] // 100
 
 
+def test_the_guide_runs(capsys: pytest.CaptureFixture) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.DOTALL)
+    with jax.enable_x64(False):
+        exec("\n".join(blocks), {})
+    assert "All preconditions hold" in capsys.readouterr().out
+
+
 def test_the_equivalence_report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

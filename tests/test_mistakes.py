@@ -142,7 +142,7 @@ def test_a_mistake_is_explained(name: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words) as raised:
         call()
     message = str(raised.value)
-    function = message.split(":")[0].removeprefix("jaxsoft.")
+    function = message.split(":", 1)[0].removeprefix("jaxsoft.")
     assert function in jaxsoft.__all__
     assert "given" in message
     assert "expected" in message

@@ -12,7 +12,7 @@ from jax import Array
 import jaxsoft
 from jaxsoft import SolveStatus
 
-N, I, H, A = 12, 5, 6, 4
+N, INPUTS, HIDDEN, A = 12, 5, 6, 4
 Params = dict[str, Array]
 
 
@@ -21,12 +21,12 @@ def problem(
 ) -> tuple[Callable[[Params], Array], Params, Array]:
     """An MLP policy: log π(a_t|s_t) of N samples, its parameters, an advantage."""
     rng = np.random.default_rng(seed)
-    x = jnp.asarray(rng.normal(size=(N, I)), dtype)
+    x = jnp.asarray(rng.normal(size=(N, INPUTS)), dtype)
     a = rng.integers(0, A, size=N)
     params = {
-        "b": jnp.asarray(rng.normal(size=H), dtype),
-        "w1": jnp.asarray(rng.normal(size=(I, H)), dtype),
-        "w2": jnp.asarray(rng.normal(size=(H, A)), dtype),
+        "b": jnp.asarray(rng.normal(size=HIDDEN), dtype),
+        "w1": jnp.asarray(rng.normal(size=(INPUTS, HIDDEN)), dtype),
+        "w2": jnp.asarray(rng.normal(size=(HIDDEN, A)), dtype),
     }
 
     def log_prob_fn(p: Params) -> Array:
@@ -204,7 +204,7 @@ def test_the_gram_solution_of_mixed_samples_is_mended() -> None:
     """Batch normalisation breaks what the structure read off the program supposes."""
     _, params, advantage = problem()
     rng = np.random.default_rng(0)
-    x, a = jnp.asarray(rng.normal(size=(N, I))), rng.integers(0, A, size=N)
+    x, a = jnp.asarray(rng.normal(size=(N, INPUTS))), rng.integers(0, A, size=N)
 
     def log_prob_fn(p: Params) -> Array:
         hidden = x @ p["w1"]
@@ -222,7 +222,7 @@ def test_the_gram_solution_of_mixed_samples_is_mended() -> None:
 
 @solvers
 def test_the_optax_face_multiplies_any_gradient(solver: str) -> None:
-    log_prob_fn, params, advantage = problem()
+    log_prob_fn, params, _advantage = problem()
     damping = 1e-2
     psi = np.stack([flat(jax.grad(lambda p: log_prob_fn(p)[i])(params)) for i in range(N)])  # noqa: B023
     gradient = jax.tree.map(
