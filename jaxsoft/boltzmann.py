@@ -101,10 +101,9 @@ def kl_to_prior(log_pi: ArrayLike, log_prior: ArrayLike | None = None) -> Array:
       [...], in the dtype of `log_pi`.
     """
     log_pi, log_prior, dtype = _pair("kl_to_prior", "log_pi", log_pi, log_prior)
-    taken = jnp.exp(log_pi) > 0
-    log_pi = jnp.where(taken, log_pi, 0)
-    ratio = log_pi - jnp.where(taken, log_prior, 0)
-    return jnp.sum(jnp.where(taken, jnp.exp(log_pi) * ratio, 0), axis=-1).astype(dtype)
+    pi = jnp.exp(log_pi)
+    ratio = jnp.where(pi > 0, log_pi - log_prior, 0)
+    return jnp.sum(pi * ratio, axis=-1).astype(dtype)
 
 
 def policy_value(

@@ -303,8 +303,8 @@ def v_trace(
       log_rho_tm1: log π(a_t|s_t) − log μ(a_t|s_t), target over behaviour, [T, ...].
       lambda_: λ, a scalar or [T, ...].
       cut_t: 1 or True where sums stop after that transition, [T, ...].
-      clip_rho: ρ̄, which bounds the bias's place (the policy whose value is found).
-      clip_c: c̄, which bounds the variance.
+      clip_rho: ρ̄. A finite one moves the fixed point to the value of a policy between μ and π.
+      clip_c: c̄, which trades variance for speed of contraction and moves nothing.
 
     Returns:
       A `VTrace` of [T, ...] arrays.

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from inspect import isfunction, signature
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,6 +17,20 @@ import jaxsoft
 
 TAUS = (0.01, 0.3, 2.5)
 HEADS: tuple[Literal["q", "actor_critic"], ...] = ("q", "actor_critic")
+
+
+# The library, each function compiled once for each shape: eager calls would compile every operation
+# of its own, and scans at each call.
+lib = SimpleNamespace(
+    **{
+        name: jax.jit(
+            function, static_argnames="n" if "n" in signature(function).parameters else ()
+        )
+        for module in (jaxsoft.boltzmann, jaxsoft.returns, jaxsoft.losses, jaxsoft.algorithms)
+        for name, function in vars(module).items()
+        if name in module.__all__ and isfunction(function)
+    }
+)
 
 
 # ---- Comparison ----------------------------------------------------------------------------------
@@ -56,19 +73,29 @@ def heads(agent: Agent, theta: Any, states: Array | None = None) -> Heads:
     """An oracle's agent by the library's algebra, differentiable by JAX, at states [...]."""
     with jax.numpy_rank_promotion("allow"):  # the oracle's networks are NumPy's
         raw, value = agent.model.heads(theta, jnp.tanh)
-    log_prior = log_of(agent.prior)
-    if agent.head == "q":
-        v = jaxsoft.soft_value(raw, agent.tau, log_prior)
-        out = Heads(raw, v, jaxsoft.log_policy(raw, agent.tau, log_prior), log_prior)
-    else:
-        log_pi = jaxsoft.log_policy(raw, 1.0, np.where(agent.prior > 0, 0.0, -np.inf))
-        q = jaxsoft.q_from_policy(value, log_pi, agent.tau, log_prior)
-        out = Heads(q, value, log_pi, log_prior)
-    return out if states is None else jax.tree.map(lambda x: x[states], out)
+    out = algebra(raw, value, agent.tau, log_of(agent.prior), agent.head)
+    return out if states is None else _at(out, states)
+
+
+@partial(jax.jit, static_argnames="head")  # with tau an argument: compiled once for each shape
+def algebra(raw: Any, value: Any, tau: Any, log_prior: Any, head: str) -> Heads:
+    """All that an agent's outputs [S, A], [S] mean, by the library."""
+    if head == "q":
+        v = jaxsoft.soft_value(raw, tau, log_prior)
+        return Heads(raw, v, jaxsoft.log_policy(raw, tau, log_prior), log_prior)
+    log_pi = jaxsoft.log_policy(raw, 1.0, jnp.where(log_prior > -jnp.inf, 0.0, -jnp.inf))
+    return Heads(jaxsoft.q_from_policy(value, log_pi, tau, log_prior), value, log_pi, log_prior)
+
+
+@jax.jit
+def _at(out: Heads, states: Any) -> Heads:
+    return jax.tree.map(lambda x: x[states], out)
 
 
 def scaled(model: Model, factor: float) -> Model:
-    return Model(model.size, lambda w, tanh=np.tanh: tuple(factor * x for x in model.heads(w, tanh)))
+    return Model(
+        model.size, lambda w, tanh=np.tanh: tuple(factor * x for x in model.heads(w, tanh))
+    )
 
 
 def make_agent(
@@ -98,23 +125,24 @@ def gradient(
 
 def samples(loss: Loss, agent: Agent, theta: Array, states: Array) -> Array:
     """The gradient of each loss, [..., P]."""
-    return np.asarray(
-        jax.jacobian(lambda x: loss(heads(agent, x, states)))(jnp.asarray(theta))
-    )
+    return np.asarray(jax.jacobian(lambda x: loss(heads(agent, x, states)))(jnp.asarray(theta)))
 
 
 def gauss_newton_step(
     loss: Loss, agent: Agent, theta: Array, states: Array, weights: Array
 ) -> Array:
-    """The step [P] on losses 1/2 residual^2. The root loses the residual's sign, which cancels."""
+    """The step [P] on losses 1/2 residual^2, of least norm where several are.
+
+    The root of a loss loses its residual's sign, which cancels.
+    """
 
     def size(h: Heads) -> Any:
         return jnp.sqrt(2 * loss(h))
 
-    residual = np.asarray(size(heads(agent, theta, states)))
-    jacobian = samples(size, agent, theta, states)
-    curvature = np.einsum("n,np,nq->pq", weights, jacobian, jacobian)
-    return -np.linalg.solve(curvature, (weights * residual) @ jacobian)
+    root = np.sqrt(weights)
+    residual = root * np.asarray(size(heads(agent, theta, states)))
+    jacobian = root[:, None] * samples(size, agent, theta, states)
+    return -np.linalg.lstsq(jacobian, residual, rcond=1e-12)[0]
 
 
 # ---- Paths ---------------------------------------------------------------------------------------
@@ -178,7 +206,7 @@ def paths(mdp: MDP, policy: Array, n: int, per: Literal["state", "pair"] = "pair
 def soft_deltas(mdp: MDP, path: Paths, v: Array, kl: Array) -> Any:
     """The library's errors (36) along paths, [n, K]; v, kl [S]."""
     states = path.states
-    return jaxsoft.td_errors(
+    return lib.td_errors(
         path.rewards, path.discounts, v[states[:-1]], v[states[1:]], kl[states[:-1]], mdp.tau
     )
 

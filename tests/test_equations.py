@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from bridge import HEADS, TAUS, all_pairs, assert_close, assert_differs, log_of, paths, soft_deltas
+from bridge import (
+    HEADS,
+    TAUS,
+    all_pairs,
+    assert_close,
+    assert_differs,
+    lib,
+    log_of,
+    paths,
+    soft_deltas,
+)
 from oracles import PRINTED
 
 import jaxsoft
@@ -21,9 +31,7 @@ import jaxsoft
 equation = pytest.mark.equation
 VARIANTS = {
     "plain": {},
-    "terminal": {"terminals": 1},
-    "masked": {"masked": True},
-    "measure": {"normalised": False},
+    "rough": {"terminals": 1, "masked": True, "normalised": False},
 }
 
 
@@ -32,7 +40,7 @@ def tau(request):
     return request.param
 
 
-@pytest.fixture(params=range(3))
+@pytest.fixture(params=range(2))
 def bandit(request, tau):
     return oracles.random_bandit(request.param, tau=tau)
 
@@ -47,7 +55,7 @@ def mdp(request, tau):
     return make_mdp(request.param, 3, tau)
 
 
-@pytest.fixture(params=["plain", "masked"])
+@pytest.fixture(params=VARIANTS)
 def episodic(request, tau):
     """Every episode ends within three steps."""
     return make_mdp(request.param, 5, tau, acyclic=True)
@@ -69,17 +77,17 @@ def some_v(mdp, seed=8):
 
 
 def library_kl(policy, mdp):
-    return jaxsoft.kl_to_prior(log_of(policy), log_of(mdp.prior))
+    return lib.kl_to_prior(log_of(policy), log_of(mdp.prior))
 
 
 def library_boltzmann(q, mdp):
     """V_Q [S], log pi_Q [S, A] and KL [S]."""
     log_prior = log_of(mdp.prior)
-    log_pi = jaxsoft.log_policy(q, mdp.tau, log_prior)
+    log_pi = lib.log_policy(q, mdp.tau, log_prior)
     return (
-        jaxsoft.soft_value(q, mdp.tau, log_prior),
+        lib.soft_value(q, mdp.tau, log_prior),
         log_pi,
-        jaxsoft.kl_to_prior(log_pi, log_prior),
+        lib.kl_to_prior(log_pi, log_prior),
     )
 
 
@@ -89,18 +97,18 @@ def library_boltzmann(q, mdp):
 @equation(1)
 def test_bandit_objective(bandit):
     policy = oracles.random_policy(1, bandit.prior)
-    eta = jaxsoft.policy_value(bandit.mean_reward, log_of(policy), bandit.tau, log_of(bandit.prior))
+    eta = lib.policy_value(bandit.mean_reward, log_of(policy), bandit.tau, log_of(bandit.prior))
     assert_close(eta, oracles.bandit_objective(bandit, policy))
 
 
 @equation(2, 10, 12, 28, 30, 56)
 def test_boltzmann_policy(mdp):
     q, log_prior = some_q(mdp), log_of(mdp.prior)
-    log_pi = jaxsoft.log_policy(q, mdp.tau, log_prior)
+    log_pi = lib.log_policy(q, mdp.tau, log_prior)
     assert_close(log_pi, oracles.log_boltzmann(q, mdp.tau, mdp.prior))
     unnormalised = mdp.prior * np.exp((q - q.max(axis=-1, keepdims=True)) / mdp.tau)
     assert_close(jnp.exp(log_pi), unnormalised / unnormalised.sum(axis=-1, keepdims=True))
-    v = jaxsoft.soft_value(q, mdp.tau, log_prior)
+    v = lib.soft_value(q, mdp.tau, log_prior)
     assert_close(log_pi, log_prior + (q - np.asarray(v)[:, None]) / mdp.tau)
 
 
@@ -109,10 +117,10 @@ def test_divergence_from_the_boltzmann_policy(bandit):
     tau, log_prior = bandit.tau, log_of(bandit.prior)
     policy = oracles.random_policy(2, bandit.prior)
     r, log_pi = bandit.mean_reward, log_of(policy)
-    to_boltzmann = jaxsoft.kl_to_prior(log_pi, jaxsoft.log_policy(r, tau, log_prior))
+    to_boltzmann = lib.kl_to_prior(log_pi, lib.log_policy(r, tau, log_prior))
     assert_close(to_boltzmann, oracles.kl(policy, oracles.boltzmann(r, tau, bandit.prior)), 1e-9)
-    log_normaliser = jaxsoft.soft_value(r, tau, log_prior) / tau
-    expanded = jaxsoft.kl_to_prior(log_pi, log_prior) - policy @ r / tau + log_normaliser
+    log_normaliser = lib.soft_value(r, tau, log_prior) / tau
+    expanded = lib.kl_to_prior(log_pi, log_prior) - policy @ r / tau + log_normaliser
     assert_close(to_boltzmann, expanded)
 
 
@@ -120,14 +128,12 @@ def test_divergence_from_the_boltzmann_policy(bandit):
 def test_boltzmann_policy_maximises_the_objective(mdp, policy):
     q, tau, log_prior = some_q(mdp), mdp.tau, log_of(mdp.prior)
     v, best, _ = library_boltzmann(q, mdp)
-    value = jaxsoft.policy_value(q, log_of(policy), tau, log_prior)
-    loss = tau * jaxsoft.kl_to_prior(log_of(policy), best)
+    value = lib.policy_value(q, log_of(policy), tau, log_prior)
+    loss = tau * lib.kl_to_prior(log_of(policy), best)
     assert_close(value, np.asarray(v - loss))
     assert np.all(loss > 0)
     slope = jax.grad(
-        lambda x: jnp.sum(
-            jaxsoft.policy_value(q, jaxsoft.log_policy(x, tau, log_prior), tau, log_prior)
-        )
+        lambda x: jnp.sum(lib.policy_value(q, lib.log_policy(x, tau, log_prior), tau, log_prior))
     )
     assert_close(slope(jnp.asarray(q)), np.zeros_like(q), of=1.0)
     assert np.max(np.abs(slope(jnp.asarray(q + tau * some_q(mdp, 9))))) > 1e-3
@@ -136,7 +142,7 @@ def test_boltzmann_policy_maximises_the_objective(mdp, policy):
 @equation(11, 29, 55)
 def test_soft_value(mdp):
     q = some_q(mdp)
-    v = jaxsoft.soft_value(q, mdp.tau, log_of(mdp.prior))
+    v = lib.soft_value(q, mdp.tau, log_of(mdp.prior))
     assert_close(v, oracles.soft_value(q, mdp.tau, mdp.prior))
     assert_differs(PRINTED["11"](q, mdp.tau, mdp.prior), v)
     assert_differs(PRINTED["55"](q, mdp.tau, mdp.prior), v)
@@ -147,7 +153,7 @@ def test_soft_value_is_the_value_of_the_boltzmann_policy(mdp):
     q = some_q(mdp)
     v, log_pi, kl = library_boltzmann(q, mdp)
     assert_close(v, oracles.state_value(mdp, oracles.boltzmann(q, mdp.tau, mdp.prior), q))
-    assert_close(jaxsoft.policy_value(q, log_pi, mdp.tau, log_of(mdp.prior)), v)
+    assert_close(lib.policy_value(q, log_pi, mdp.tau, log_of(mdp.prior)), v)
     assert_close(np.sum(np.exp(log_pi) * q, axis=-1) - mdp.tau * np.asarray(kl), v)
 
 
@@ -155,15 +161,13 @@ def test_soft_value_is_the_value_of_the_boltzmann_policy(mdp):
 def test_q_from_its_value_and_policy(mdp):
     q, tau, log_prior = some_q(mdp), mdp.tau, log_of(mdp.prior)
     v, log_pi, _ = library_boltzmann(q, mdp)
-    assert_close(
-        jaxsoft.q_from_policy(v, log_pi, tau, log_prior), np.where(mdp.prior > 0, q, -np.inf)
-    )
+    assert_close(lib.q_from_policy(v, log_pi, tau, log_prior), np.where(mdp.prior > 0, q, -np.inf))
     policy, v = oracles.random_policy(3, mdp.prior), some_v(mdp)
     expected = v[:, None] + tau * oracles.log_ratio(log_of(policy), mdp.prior)
-    q = jaxsoft.q_from_policy(v, log_of(policy), tau, log_prior)
+    q = lib.q_from_policy(v, log_of(policy), tau, log_prior)
     assert_close(q, np.where(mdp.prior > 0, expected, -np.inf))
-    assert_close(jaxsoft.soft_value(q, tau, log_prior), v)
-    assert_close(jaxsoft.log_policy(q, tau, log_prior), log_of(policy))
+    assert_close(lib.soft_value(q, tau, log_prior), v)
+    assert_close(lib.log_policy(q, tau, log_prior), log_of(policy))
 
 
 # ---- The bandit's gradients: section 2 -----------------------------------------------------------
@@ -187,7 +191,7 @@ def test_bandit_policy_gradient(arm):
     bandit, agent, theta, outcomes = arm
     s, a, r, weights = outcomes(agent.policy(theta)[0])
     estimate = -bridge.gradient(
-        lambda h: jaxsoft.policy_gradient_loss(h.log_pi, a, r, bandit.tau, h.log_prior),
+        lambda h: lib.policy_gradient_loss(h.log_pi, a, r, bandit.tau, h.log_prior),
         agent, theta, s, weights,
     )  # fmt: skip
     assert_close(estimate, oracles.bandit_policy_gradient(bandit, agent, theta))
@@ -196,7 +200,7 @@ def test_bandit_policy_gradient(arm):
     )
     assert_close(estimate, objective)
     direct = bridge.gradient(
-        lambda h: jaxsoft.policy_value(bandit.mean_reward[None], h.log_pi, bandit.tau, h.log_prior),
+        lambda h: lib.policy_value(bandit.mean_reward[None], h.log_pi, bandit.tau, h.log_prior),
         agent, theta, np.zeros(1, int),
     )  # fmt: skip
     assert_close(direct, objective)
@@ -209,14 +213,14 @@ def test_bandit_squared_error(arm):
     s, a, r, weights = outcomes(oracles.random_policy(4, bandit.prior))
 
     def loss(h):
-        return jaxsoft.soft_q_loss(h.q, a, r)
+        return lib.soft_q_loss(h.q, a, r)
 
     error = agent.q(theta)[0, a] - r
     assert_close(loss(bridge.heads(agent, theta, s)), 0.5 * error**2)
     gradient = bridge.gradient(loss, agent, theta, s, weights)
     assert_close(gradient, weights * error @ oracles.jacobian(agent.q, theta)[0, a])
     streams = bridge.samples(
-        lambda h: bandit.tau * jaxsoft.take_action(h.log_pi, a) + h.v, agent, theta, s
+        lambda h: bandit.tau * lib.take_action(h.log_pi, a) + h.v, agent, theta, s
     )
     assert_close(gradient, weights * error @ streams)
 
@@ -225,7 +229,7 @@ def test_bandit_squared_error(arm):
 def test_gradient_of_the_divergence(arm):
     _, agent, theta, _ = arm
     slope = bridge.gradient(
-        lambda h: jaxsoft.kl_to_prior(h.log_pi, h.log_prior), agent, theta, np.zeros(1, int)
+        lambda h: lib.kl_to_prior(h.log_pi, h.log_prior), agent, theta, np.zeros(1, int)
     )
     score = oracles.jacobian(agent.log_policy, theta)[0]
     assert_close(slope, (agent.policy(theta) * agent.ratio(theta))[0] @ score)
@@ -238,13 +242,13 @@ def test_bandit_equivalence(arm):
     tau = bandit.tau
     s, a, r, weights = outcomes(agent.policy(theta)[0])
     v, kl = agent.value(theta)[s], agent.kl(theta)[s, 0]
-    soft_q = bridge.gradient(lambda h: jaxsoft.soft_q_loss(h.q, a, r), agent, theta, s, weights)
+    soft_q = bridge.gradient(lambda h: lib.soft_q_loss(h.q, a, r), agent, theta, s, weights)
     policy_part = bridge.gradient(
-        lambda h: jaxsoft.policy_gradient_loss(h.log_pi, a, r - v, tau, h.log_prior),
+        lambda h: lib.policy_gradient_loss(h.log_pi, a, r - v, tau, h.log_prior),
         agent, theta, s, weights,
     )  # fmt: skip
     value_part = bridge.gradient(
-        lambda h: jaxsoft.value_loss(h.v, r - tau * kl), agent, theta, s, weights
+        lambda h: lib.value_loss(h.v, r - tau * kl), agent, theta, s, weights
     )
     assert_close(soft_q, tau * policy_part + value_part)
     assert_close(policy_part, -oracles.bandit_policy_gradient(bandit, agent, theta))
@@ -261,7 +265,7 @@ def test_values_are_whole_returns(episodic):
     kl, length = library_kl(policy, episodic), len(policy) - 1
 
     def advantage(path):
-        return jaxsoft.n_step_advantages(soft_deltas(episodic, path, v, kl), path.discounts, length)
+        return lib.n_step_advantages(soft_deltas(episodic, path, v, kl), path.discounts, length)
 
     path = paths(episodic, policy, length, "state")
     v_pi = path.mean(v[path.states[0]] + advantage(path)[0])
@@ -269,13 +273,13 @@ def test_values_are_whole_returns(episodic):
     path = paths(episodic, policy, length)
     start = path.states[0]
     q_pi = path.mean(
-        jaxsoft.soft_q_targets(
+        lib.soft_q_targets(
             advantage(path), v[path.states[:-1]], kl[path.states[:-1]], episodic.tau
         )[0]
     )
     assert start.shape == path.probs.shape
     assert_close(q_pi, oracles.policy_q(episodic, policy))
-    again = jaxsoft.policy_value(q_pi, log_of(policy), episodic.tau, log_of(episodic.prior))
+    again = lib.policy_value(q_pi, log_of(policy), episodic.tau, log_of(episodic.prior))
     assert_close(again, v_pi)
 
 
@@ -284,7 +288,7 @@ def test_values_are_whole_returns(episodic):
 def test_backup_of_v(mdp, policy, n):
     v, path = some_v(mdp), paths(mdp, policy, n, "state")
     delta = soft_deltas(mdp, path, v, library_kl(policy, mdp))
-    backup = v + path.mean(jaxsoft.n_step_advantages(delta, path.discounts, n)[0])
+    backup = v + path.mean(lib.n_step_advantages(delta, path.discounts, n)[0])
     assert_close(backup, oracles.v_backup(mdp, policy, v, n))
     assert_differs(PRINTED["37"](mdp, policy, v, n), backup)
 
@@ -294,15 +298,15 @@ def test_backup_of_v(mdp, policy, n):
 def test_backup_of_q(mdp, policy, n):
     """The bootstrap is E_pi[Q] - tau KL of the fixed policy."""
     q, path = some_q(mdp), paths(mdp, policy, n)
-    v = jaxsoft.policy_value(q, log_of(policy), mdp.tau, log_of(mdp.prior))
+    v = lib.policy_value(q, log_of(policy), mdp.tau, log_of(mdp.prior))
     assert_close(q_targets(mdp, path, v, library_kl(policy, mdp), n), q_backup(mdp, policy, q, n))
 
 
 def q_targets(mdp, path, v, kl, n):
     """Mean of the library's n-step targets from each state and action, [S, A]."""
     starts = path.states[:-1]
-    advantage = jaxsoft.n_step_advantages(soft_deltas(mdp, path, v, kl), path.discounts, n)
-    return path.mean(jaxsoft.soft_q_targets(advantage, v[starts], kl[starts], mdp.tau)[0])
+    advantage = lib.n_step_advantages(soft_deltas(mdp, path, v, kl), path.discounts, n)
+    return path.mean(lib.soft_q_targets(advantage, v[starts], kl[starts], mdp.tau)[0])
 
 
 q_backup = oracles.q_backup
@@ -322,7 +326,7 @@ def test_boltzmann_backup(mdp, policy):
     """One-step targets are unbiased whatever policy acts."""
     q = some_q(mdp)
     path = paths(mdp, policy, 1)
-    target = jaxsoft.one_step_targets(
+    target = lib.one_step_targets(
         path.rewards,
         path.discounts,
         q[path.states[1:]],
@@ -378,8 +382,8 @@ def test_lambda_targets(episodic, lambda_):
 
 def lambda_targets(mdp, path, v, kl, lambda_):
     starts = path.states[:-1]
-    advantage = jaxsoft.lambda_advantages(soft_deltas(mdp, path, v, kl), path.discounts, lambda_)
-    return path.mean(jaxsoft.soft_q_targets(advantage, v[starts], kl[starts], mdp.tau)[0])
+    advantage = lib.lambda_advantages(soft_deltas(mdp, path, v, kl), path.discounts, lambda_)
+    return path.mean(lib.soft_q_targets(advantage, v[starts], kl[starts], mdp.tau)[0])
 
 
 # ---- One sequence, step by step: sections 3.5, 3.6, 6.1 ------------------------------------------
@@ -403,7 +407,7 @@ class Sequence:
 
     def delta(self, kl=None):
         kl = self.kl if kl is None else kl
-        return jaxsoft.td_errors(self.r, self.discount, self.v[:-1], self.v[1:], kl, self.tau)
+        return lib.td_errors(self.r, self.discount, self.v[:-1], self.v[1:], kl, self.tau)
 
 
 @pytest.fixture(params=range(2))
@@ -420,15 +424,15 @@ STEPS = pytest.mark.parametrize("n", [1, 3, 4, 50])
 def test_soft_q_learning(sequence, n, cuts):
     x, cut = sequence, sequence.cut if cuts else None
     expected = oracles.n_step_q_targets(x.r, x.discount, x.v[1:], x.kl, x.tau, n, cut)
-    advantage = jaxsoft.n_step_advantages(x.delta(), x.discount, n, cut)
-    target = jaxsoft.soft_q_targets(advantage, x.v[:-1], x.kl, x.tau)
+    advantage = lib.n_step_advantages(x.delta(), x.discount, n, cut)
+    target = lib.soft_q_targets(advantage, x.v[:-1], x.kl, x.tau)
     assert_close(target, expected)
     other = x.q[::-1]  # the network that learns; x.q is its target network
     error = other[np.arange(x.length), x.a] - expected
-    assert_close(jaxsoft.soft_q_loss(other[:-1], x.a, target), 0.5 * error**2)
+    assert_close(lib.soft_q_loss(other[:-1], x.a, target), 0.5 * error**2)
 
     def whole(q):
-        return jaxsoft.n_step_soft_q(
+        return lib.n_step_soft_q(
             q, x.a, x.r, x.discount, x.tau,
             n=n, target_q=x.q, log_prior=log_of(x.prior), cut_t=cut,
         )  # fmt: skip
@@ -444,7 +448,7 @@ def test_soft_q_learning(sequence, n, cuts):
 def test_lambda_advantages_step_by_step(sequence, cuts):
     x, cut = sequence, sequence.cut if cuts else None
     expected = oracles.lambda_advantages(np.asarray(x.delta()), x.discount, 0.7, cut)
-    assert_close(jaxsoft.lambda_advantages(x.delta(), x.discount, 0.7, cut), expected)
+    assert_close(lib.lambda_advantages(x.delta(), x.discount, 0.7, cut), expected)
 
 
 @equation(53, 54)
@@ -453,11 +457,11 @@ def test_lambda_advantages_step_by_step(sequence, cuts):
 def test_value_fitting(sequence, n, cuts):
     x, cut = sequence, sequence.cut if cuts else None
     expected = oracles.n_step_value_targets(x.r, x.discount, x.v[1:], x.kl, x.tau, n, cut)
-    target = x.v[:-1] + jaxsoft.n_step_advantages(x.delta(), x.discount, n, cut)
+    target = x.v[:-1] + lib.n_step_advantages(x.delta(), x.discount, n, cut)
     assert_close(target, expected)
     v = x.v[1:]
-    assert_close(jaxsoft.value_loss(v, target), 0.5 * (v - expected) ** 2)
-    slope = jax.grad(lambda v: jnp.sum(jaxsoft.value_loss(v, target)))(jnp.asarray(v))
+    assert_close(lib.value_loss(v, target), 0.5 * (v - expected) ** 2)
+    slope = jax.grad(lambda v: jnp.sum(lib.value_loss(v, target)))(jnp.asarray(v))
     assert_close(slope, v - expected)
     if n <= x.length and not cuts:
         printed = PRINTED["54"](x.r, x.discount, x.v[:-1], n)
@@ -472,8 +476,8 @@ def test_actor_critic_step_by_step(sequence, n, cuts):
     x, cut = sequence, sequence.cut if cuts else None
     steps = np.arange(x.length)
     for kl, algorithm, number in (
-        (x.kl, jaxsoft.policy_gradient, "80"),
-        (0 * x.kl, jaxsoft.naive_policy_gradient, "79"),
+        (x.kl, lib.policy_gradient, "80"),
+        (0 * x.kl, lib.naive_policy_gradient, "79"),
     ):
         returns = oracles.n_step_value_targets(x.r, x.discount, x.v[1:], kl, x.tau, n, cut)
         advantage = returns - x.v[:-1]
@@ -511,12 +515,12 @@ class Episodes:
     def returns(self, kl):
         """sum_{d >= 0} gamma^d (r - tau KL)_{t+d}, [T, K]."""
         delta = soft_deltas(self.mdp, self.path, np.zeros(len(kl)), kl)
-        return jaxsoft.n_step_advantages(delta, self.path.discounts, self.length)
+        return lib.n_step_advantages(delta, self.path.discounts, self.length)
 
     def policy_gradient(self, advantage, discounting=1.0):
         path, tau = self.path, self.mdp.tau
         return -bridge.gradient(
-            lambda h: jaxsoft.policy_gradient_loss(
+            lambda h: lib.policy_gradient_loss(
                 h.log_pi, path.actions, advantage, tau, h.log_prior
             ),
             self.agent, self.theta, self.here, self.weights * discounting,
@@ -556,7 +560,7 @@ def test_discounted_policy_gradient_by_returns(episodes):
     x = episodes
     returns = x.returns(x.kl)
     zero = np.zeros_like(x.path.rewards)
-    without_first = jaxsoft.soft_q_targets(returns, zero, x.kl[x.here], x.mdp.tau)
+    without_first = lib.soft_q_targets(returns, zero, x.kl[x.here], x.mdp.tau)
     arguments = (x.mdp, x.agent, x.theta, 0, x.length)
     expected = oracles.gradient_by_returns(*arguments)
     assert_close(x.policy_gradient(without_first), expected)
@@ -587,7 +591,7 @@ def test_n_step_policy_gradient(episodes, n):
     mdp, agent, theta, v = x.mdp, x.agent, x.theta, some_v(x.mdp)
     policy, kl = agent.policy(theta), oracles.kl(agent.policy(theta), x.mdp.prior)
     delta = soft_deltas(mdp, x.path, v, x.kl)
-    gradient = x.policy_gradient(jaxsoft.n_step_advantages(delta, x.path.discounts, n))
+    gradient = x.policy_gradient(lib.n_step_advantages(delta, x.path.discounts, n))
     q = oracles.q_backup_by_paths(mdp, policy, kl, v, n)
     weights = oracles.visits(mdp, policy, 0, x.length).sum(axis=0)[:, None] * policy
     advantage = q - (v + mdp.tau * kl)[:, None]
@@ -619,8 +623,7 @@ def test_naive_and_proper_estimators(mdp, n):
     weights = start[:, None] * policy
     q, naive_q = (oracles.q_backup_by_paths(mdp, policy, x, v, n) for x in (kl, 0 * kl))
     proper, naive = (
-        estimate(algorithm)
-        for algorithm in (jaxsoft.policy_gradient, jaxsoft.naive_policy_gradient)
+        estimate(algorithm) for algorithm in (lib.policy_gradient, lib.naive_policy_gradient)
     )
     for value, actual in ((q, proper), (naive_q, naive)):
         samples = oracles.policy_samples(agent, theta, value - v[:, None])
@@ -630,7 +633,7 @@ def test_naive_and_proper_estimators(mdp, n):
     assert (np.max(np.abs(bias)) > 1e-5 * np.max(np.abs(proper))) == (n > 1)
     value_part = oracles.value_samples(agent, theta, q - tau * kl[:, None])
     assert_close(
-        estimate(jaxsoft.policy_gradient, 0.5) - proper, -0.5 * oracles.expect(weights, value_part)
+        estimate(lib.policy_gradient, 0.5) - proper, -0.5 * oracles.expect(weights, value_part)
     )
 
 
@@ -639,7 +642,7 @@ def test_first_divergence_centres_the_advantage(mdp, policy):
     v, kl, path = oracles.policy_value(mdp, policy), library_kl(policy, mdp), paths(mdp, policy, 2)
     for penalty, mean in ((kl, 0.0 * kl), (0.0 * kl, mdp.tau * kl)):
         delta = soft_deltas(mdp, path, v, kl).at[0].add(mdp.tau * (kl - penalty)[path.states[0]])
-        advantage = path.mean(jaxsoft.n_step_advantages(delta, path.discounts, 2)[0])
+        advantage = path.mean(lib.n_step_advantages(delta, path.discounts, 2)[0])
         assert_close(np.sum(policy * advantage, axis=-1), mean, of=1.0)
 
 
@@ -670,16 +673,16 @@ class Old:
 
     def frozen_q(self, h):
         """Q_theta with V of theta_old."""
-        return jaxsoft.q_from_policy(self.at_old.v, h.log_pi, self.tau, h.log_prior)
+        return lib.q_from_policy(self.at_old.v, h.log_pi, self.tau, h.log_prior)
 
     def regression(self, step, tau=None):
-        return lambda h: jaxsoft.natural_regression_loss(
+        return lambda h: lib.natural_regression_loss(
             h.log_pi, self.a, self.at_old.log_pi, self.delta,
             self.tau if tau is None else tau, step, h.log_prior,
         )  # fmt: skip
 
     def damped(self, epsilon):
-        return lambda h: jaxsoft.damped_soft_q_loss(
+        return lambda h: lib.damped_soft_q_loss(
             self.frozen_q(h), self.a, self.at_old.q, self.take(self.target), epsilon
         )
 
@@ -689,7 +692,7 @@ class Old:
     @functools.cached_property
     def solver(self):
         def log_prob(theta):
-            return jaxsoft.take_action(bridge.heads(self.agent, theta, self.s).log_pi, self.a)
+            return lib.take_action(bridge.heads(self.agent, theta, self.s).log_pi, self.a)
 
         @functools.partial(jax.jit, static_argnames="solver")
         def solve(advantage, damping, solver):
@@ -700,7 +703,7 @@ class Old:
 
         return solve
 
-    def natural(self, advantage, damping=0.0, solver="gram"):
+    def natural(self, advantage, damping=0.0, solver="cg"):
         direction, info = self.solver(advantage, damping, solver)
         assert int(info.status) == jaxsoft.SolveStatus.CONVERGED
         return np.asarray(direction)
@@ -717,7 +720,7 @@ def old(request, tau):
 
 
 @equation(66)
-@pytest.mark.parametrize(("solver", "damping"), [("cg", 0.1), ("gram", 0.0), ("gram", 0.1)])
+@pytest.mark.parametrize(("solver", "damping"), [("cg", 0.0), ("gram", 0.1)])
 def test_least_squares_of_the_score(old, solver, damping):
     score = old.take(oracles.jacobian(old.agent.log_policy, old.theta))
     # The oracle's N samples count alike: weights go in as roots.
@@ -733,7 +736,7 @@ def test_change_of_the_log_policy(old):
     score = old.take(oracles.jacobian(agent.log_policy, old.theta))
     w = epsilon * old.natural(old.delta / old.tau)
     moved = bridge.heads(agent, jnp.asarray(old.theta + w), old.s).log_pi
-    change = jaxsoft.take_action(moved, old.a) - jaxsoft.take_action(old.at_old.log_pi, old.a)
+    change = lib.take_action(moved, old.a) - lib.take_action(old.at_old.log_pi, old.a)
     assert_close(change, score @ w, 30 * epsilon)
     assert_differs(PRINTED["67"](score, w, epsilon), change, by=0.9)
 
@@ -752,14 +755,14 @@ def test_regression_on_advantages(old):
 def test_entropy_regularised_gradient(old):
     agent, theta, tau = old.agent, old.theta, old.tau
     gradient = -bridge.gradient(
-        lambda h: jaxsoft.policy_gradient_loss(h.log_pi, old.a, old.delta, tau, h.log_prior),
+        lambda h: lib.policy_gradient_loss(h.log_pi, old.a, old.delta, tau, h.log_prior),
         agent, theta, old.s, old.weights,
     )  # fmt: skip
     samples = oracles.policy_samples(agent, theta, old.advantage)
     assert_close(gradient, -oracles.expect(old.table, samples))
     bracket = old.take(old.advantage - tau * (agent.ratio(theta) - agent.kl(theta)))
     centred = bridge.gradient(
-        lambda h: bracket * jaxsoft.take_action(h.log_pi, old.a), agent, theta, old.s, old.weights
+        lambda h: bracket * lib.take_action(h.log_pi, old.a), agent, theta, old.s, old.weights
     )
     assert_close(centred, gradient)
     expected = oracles.natural_gradient(agent, theta, old.table, old.advantage)
@@ -784,7 +787,7 @@ def test_natural_regression(old):
 @equation(72, 73)
 def test_soft_q_regression_with_frozen_value(old):
     tau, agent = old.tau, old.agent
-    loss = jaxsoft.soft_q_loss(old.frozen_q(old.at_new), old.a, old.take(old.target))
+    loss = lib.soft_q_loss(old.frozen_q(old.at_new), old.a, old.take(old.target))
     goal = old.advantage / tau + agent.kl(old.theta)
     ratio = agent.ratio(old.new)
     assert_close(loss, 0.5 * tau**2 * old.take(ratio - goal) ** 2, 1e-9)
@@ -796,13 +799,13 @@ def test_soft_q_regression_with_frozen_value(old):
 def test_damped_target(old):
     tau, epsilon, agent, theta = old.tau, 0.3, old.agent, old.theta
     gain = old.take(old.advantage + tau * (agent.kl(theta) - agent.ratio(theta)))
-    q_old = jaxsoft.take_action(old.at_old.q, old.a)
+    q_old = lib.take_action(old.at_old.q, old.a)
     assert_close(old.take(old.target) - np.asarray(q_old), gain, of=1.0)
-    expected = jaxsoft.soft_q_loss(old.frozen_q(old.at_new), old.a, q_old + epsilon * gain)
+    expected = lib.soft_q_loss(old.frozen_q(old.at_new), old.a, q_old + epsilon * gain)
     assert_close(old.damped(epsilon)(old.at_new), expected)
     assert_close(
         old.damped(1.0)(old.at_new),
-        jaxsoft.soft_q_loss(old.frozen_q(old.at_new), old.a, old.take(old.target)),
+        lib.soft_q_loss(old.frozen_q(old.at_new), old.a, old.take(old.target)),
     )
     assert_close(old.damped(0.0)(old.at_old), np.zeros_like(gain), of=1.0, tolerance=1e-20)
 
@@ -831,11 +834,11 @@ def test_one_step_targets(tau):
     r, discount, q = rng.normal(size=6), np.full(6, 0.9), rng.normal(size=(6, 5))
     hard = r + discount * q.max(axis=-1)
     for log_prior in (None, 0.0):
-        assert_close(jaxsoft.one_step_targets(r, discount, q, 0.0, log_prior), hard)
+        assert_close(lib.one_step_targets(r, discount, q, 0.0, log_prior), hard)
     top = q.max(axis=-1)
     log_sum = tau * np.log(np.sum(np.exp((q - top[:, None]) / tau), axis=-1)) + top
-    penalty = jaxsoft.one_step_targets(r, discount, q, tau)
-    bonus = jaxsoft.one_step_targets(r, discount, q, tau, 0.0)
+    penalty = lib.one_step_targets(r, discount, q, tau)
+    bonus = lib.one_step_targets(r, discount, q, tau, 0.0)
     assert_close(penalty, r + discount * (log_sum - tau * np.log(5)))
     assert_close(bonus, r + discount * log_sum)
     for number, target in (("82", penalty), ("83", bonus)):
@@ -860,14 +863,14 @@ def test_actor_critic_losses(tau, head):
 
     def policy_loss(h):
         # What an implementation would write; no gradient may pass through Delta.
-        delta = target - h.v - tau * jaxsoft.kl_to_prior(h.log_pi, h.log_prior)
-        return jaxsoft.policy_gradient_loss(h.log_pi, a, delta, tau, h.log_prior)
+        delta = target - h.v - tau * lib.kl_to_prior(h.log_pi, h.log_prior)
+        return lib.policy_gradient_loss(h.log_pi, a, delta, tau, h.log_prior)
 
     def value_loss(h):
-        return jaxsoft.value_loss(h.v, target - tau * jaxsoft.kl_to_prior(h.log_pi, h.log_prior))
+        return lib.value_loss(h.v, target - tau * lib.kl_to_prior(h.log_pi, h.log_prior))
 
     def a2c(c):
-        return lambda h: jaxsoft.a2c_loss(h.v, h.log_pi, a, target, tau, c, h.log_prior)
+        return lambda h: lib.a2c_loss(h.v, h.log_pi, a, target, tau, c, h.log_prior)
 
     at = bridge.heads(agent, theta, s)
     policy_value = (tau * kl - agent.log_policy(theta) * (y - v - tau * kl))[s, a]
@@ -880,7 +883,7 @@ def test_actor_critic_losses(tau, head):
     assert_close(actor, oracles.expect(table, samples))
     assert_close(critic, oracles.expect(table, oracles.value_samples(agent, theta, y - tau * kl)))
     assert_close(gradient(a2c(0.7)), actor + 0.7 * critic)
-    soft_q = gradient(lambda h: jaxsoft.soft_q_loss(h.q, a, target))
+    soft_q = gradient(lambda h: lib.soft_q_loss(h.q, a, target))
     assert_close(soft_q, tau * gradient(a2c(1 / tau)))
     for number, correct in (("84", actor), ("85", critic), ("86", soft_q)):
         assert_differs(PRINTED[number](agent, theta, table, y), correct)
@@ -898,9 +901,7 @@ def test_pgq_value(mdp):
         q = oracles.pgq_q(v, log_of(policy), tau, prior)
         q = np.where(policy > 0, q, 0.0)
         assert_close(np.sum(policy * q, axis=-1), v)
-        loss = jaxsoft.pgq_loss(
-            v[s], log_of(policy)[s], a, returns, backups, tau, 0.3, 0.5, log_prior
-        )
+        loss = lib.pgq_loss(v[s], log_of(policy)[s], a, returns, backups, tau, 0.3, 0.5, log_prior)
         expected = 0.7 * (q[s, a] - returns) ** 2 + 0.3 * (q[s, a] - backups) ** 2
         assert_close(loss, 0.5 * expected)
     if np.all(policy > 0):
@@ -911,7 +912,7 @@ def test_pgq_value(mdp):
 
 def consistency(mdp, path, v, log_pi, n):
     here, there = path.states[:-1], path.states[1:]
-    return jaxsoft.path_consistency_loss(
+    return lib.path_consistency_loss(
         v[here], log_pi[here], path.actions, path.rewards, path.discounts, v[there],
         mdp.tau, n, log_of(mdp.prior)[here],
     )  # fmt: skip
@@ -931,9 +932,9 @@ def test_sum_of_advantages(tau, variant, branching):
     path = paths(mdp, acting, n, "state")
     v, q, here = oracles.policy_value(mdp, policy), oracles.policy_q(mdp, policy), path.states[:-1]
     advantage = (q[here, path.actions] - v[here]) * alive(mdp, path)
-    lhs = jaxsoft.n_step_advantages(advantage, path.discounts, n)[0]
+    lhs = lib.n_step_advantages(advantage, path.discounts, n)[0]
     delta = soft_deltas(mdp, path, v, np.zeros_like(v)) * alive(mdp, path)
-    rhs = jaxsoft.n_step_advantages(delta, path.discounts, n)[0]
+    rhs = lib.n_step_advantages(delta, path.discounts, n)[0]
     assert_close(path.mean(lhs - rhs), np.zeros_like(v), of=1.0)
     printed = PRINTED["88"](mdp, policy, oracles.trajectories(mdp, acting, 0, n))
     for error in (lhs - rhs, printed):
@@ -949,7 +950,7 @@ def test_optimal_advantage(mdp, policy):
     v, log_pi, _ = library_boltzmann(q, mdp)
     optimal = np.exp(np.asarray(log_pi))
     for pi, equal in ((optimal, True), (policy, False)):
-        log_ratio = jaxsoft.q_from_policy(0 * v, log_of(pi), mdp.tau, log_of(mdp.prior))
+        log_ratio = lib.q_from_policy(0 * v, log_of(pi), mdp.tau, log_of(mdp.prior))
         advantage = oracles.policy_q(mdp, pi) - oracles.policy_value(mdp, pi)[:, None]
         error = np.max(np.abs(np.asarray(log_ratio) - advantage)[allowed & (pi > 1e-300)])
         assert error < 1e-9 if equal else error > 1e-2
@@ -984,12 +985,12 @@ def test_path_consistency_of_stochastic_dynamics(mdp):
     here = path.states[:-1]
     loss = consistency(mdp, path, v, log_pi, 2)[0]
     assert np.max(path.mean(loss)) > 1e-2
-    log_ratio = jaxsoft.q_from_policy(0 * v, log_pi, 1.0, log_of(mdp.prior))
-    taken = jaxsoft.take_action(log_ratio[here], path.actions)
-    delta = jaxsoft.td_errors(
+    log_ratio = lib.q_from_policy(0 * v, log_pi, 1.0, log_of(mdp.prior))
+    taken = lib.take_action(log_ratio[here], path.actions)
+    delta = lib.td_errors(
         path.rewards, path.discounts, v[here], v[path.states[1:]], taken, mdp.tau
     ) * alive(mdp, path)
-    errors = jaxsoft.n_step_advantages(delta, path.discounts, 2)[0]
+    errors = lib.n_step_advantages(delta, path.discounts, 2)[0]
     assert_close(path.mean(errors), np.zeros(len(v)), of=1.0)
     live = alive(mdp, path)[0]
     assert_close(loss[live], 0.5 * np.asarray(errors)[live] ** 2)
@@ -1005,7 +1006,7 @@ def test_path_consistency_is_differentiated_in_full(sequence, head, n):
     steps = np.arange(x.length)
 
     def loss(h):
-        return jaxsoft.path_consistency_loss(
+        return lib.path_consistency_loss(
             h.v[:-1], h.log_pi[:-1], x.a, x.r, x.discount, h.v[1:], x.tau, n, h.log_prior[:-1]
         )
 
@@ -1018,7 +1019,8 @@ def test_path_consistency_is_differentiated_in_full(sequence, head, n):
     assert_close(loss(bridge.heads(agent, jnp.asarray(theta))), 0.5 * actual**2)
     slopes = (oracles.jacobian(agent.value, theta), oracles.jacobian(agent.ratio, theta))
     slope = [
-        errors(0 * x.r, v, ratio) for v, ratio in zip(*(np.moveaxis(y, -1, 0) for y in slopes), strict=False)
+        errors(0 * x.r, v, ratio)
+        for v, ratio in zip(*(np.moveaxis(y, -1, 0) for y in slopes), strict=False)
     ]
     gradient = bridge.gradient(loss, agent, theta, np.arange(x.length + 1))
     assert_close(gradient, np.array(slope) @ actual)

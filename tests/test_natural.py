@@ -280,3 +280,23 @@ def test_nothing_recompiles_for_new_values(solver: str) -> None:
         _, params, advantage = problem(seed=seed)
         solve(params, advantage, 10.0**-seed)
     assert traces == 1
+
+
+@solvers
+def test_one_network_per_seed(solver: str) -> None:
+    """Parameters with a leading axis, as when several seeds train side by side."""
+    log_prob_fn, _, _ = problem()
+    each = [problem(seed=seed) for seed in range(3)]
+    params = jax.tree.map(lambda *x: jnp.stack(x), *[p for _, p, _ in each])
+    advantage = jnp.stack([d for _, _, d in each])
+
+    def solve(params: Params, advantage: Array) -> tuple[Params, jaxsoft.SolveInfo]:
+        return jaxsoft.natural_gradient(
+            log_prob_fn, params, advantage, damping=1e-2, solver=solver, tolerance=1e-12
+        )
+
+    many, info = jax.jit(jax.vmap(solve))(params, advantage)
+    assert (info.status == SolveStatus.CONVERGED).all()
+    for i, (_, one, delta) in enumerate(each):
+        given = flat(jax.tree.map(lambda x: x[i], many))  # noqa: B023
+        np.testing.assert_allclose(given, flat(solve(one, delta)[0]), rtol=1e-6, atol=1e-9)
