@@ -101,13 +101,21 @@ def natural_gradient(
     samples = _linearise(name, log_prob_fn, params, weight, advantage)
     solve = _Solve(name, samples, damping, solver, tolerance, max_iterations)
     errors = samples.scale * jnp.ravel(jnp.asarray(advantage)).astype(samples.scale.dtype)
-    g = samples.pull(errors)
     if solver == "cg":
-        w, info = solve.by_conjugate_gradients(g)
+        w, info = solve.by_conjugate_gradients(samples.pull(errors))
     else:
-        alpha, k_alpha = solve.sample_space(errors)
+        k, alpha = solve.sample_space(errors)
         w = samples.pull(alpha)
-        w, info = solve.checked(g, w, samples.push(w), k_alpha)
+        rows = samples.push(w)
+        # g − Fw = Ψᵀ(Δ − Ψw)/N: one transposition for the two of them, and none for ‖g‖.
+        residual = _add(samples.pull(errors - rows), -solve.damping, w)
+        trusted = solve.agrees(rows, _product(k, alpha))
+        square = jax.lax.cond(
+            trusted,
+            lambda: jnp.sum(errors * _product(k, errors)),
+            lambda: _dot(samples.pull(errors), samples.pull(errors)),
+        )
+        w, info = solve.mended(square, w, residual, trusted)
     return _like(w, params), info
 
 
@@ -196,12 +204,13 @@ def scale_by_fisher(
             w, info = solve.by_conjugate_gradients(g)
         else:
             errors = samples.push(g)
-            beta, k_beta = solve.sample_space(errors)
+            k, beta = solve.sample_space(errors)
             spanned = samples.pull(beta)
-            spanned_rows = samples.push(spanned)
+            rows = samples.push(spanned)
+            trusted = solve.agrees(rows, _product(k, beta))
             w = jax.tree.map(lambda a, b: (a - b) / solve.damping, g, spanned)
-            rows = (errors - spanned_rows) / solve.damping
-            w, info = solve.checked(g, w, rows, k_beta, of=spanned_rows)
+            residual = solve.residual(g, w, (errors - rows) / solve.damping)
+            w, info = solve.mended(_dot(g, g), w, residual, trusted)
         return _like(w, updates), FisherState(info)
 
     # Optax's protocol does not name the extra arguments of an update.
@@ -304,12 +313,13 @@ class _Solve:
         self.max_iterations = _checks.count(function, "max_iterations", max_iterations)
 
     def by_conjugate_gradients(self, g: Params) -> tuple[Params, SolveInfo]:
-        w, _, iterations = self._iterate(g, _zeros(g), g, jnp.asarray(True))
+        square = _dot(g, g)
+        w, _, iterations = self._iterate(square, _zeros(g), g, jnp.asarray(True))
         # The recurrence's own residual drifts from the true one: report the true one.
-        return w, self._report(g, self._residual(g, w, self.samples.push(w)), iterations)
+        return w, self._report(square, self.residual(g, w, self.samples.push(w)), iterations)
 
     def sample_space(self, errors: Array) -> tuple[Array, Array]:
-        """α of (K + λI)α = errors, and Kα."""
+        """K, and α of (K + λI)α = errors."""
         k = self.samples.gram()
         size = k.shape[0]
         # Equal samples make K singular. The ridge lets Cholesky pass; refinement against the
@@ -321,31 +331,32 @@ class _Solve:
         for _ in range(3):
             left = errors - _product(k, alpha) - self.damping * alpha
             alpha = alpha + jax.scipy.linalg.cho_solve(factor, left)
-        return alpha, _product(k, alpha)
+        return k, alpha
 
-    def checked(
-        self, g: Params, w: Params, rows: Array, k_alpha: Array, of: Array | None = None
-    ) -> tuple[Params, SolveInfo]:
-        """A Gram solution, mended by conjugate gradients should the true Ψ contradict K.
+    def agrees(self, rows: Array, k_alpha: Array) -> Array:
+        """Whether the true Ψ, in Ψ(Ψᵀα)/N, bears out Kα.
 
-        `rows` is Ψw/√N; `of` is ΨΨᵀα/N where that is something else. K is found from the
-        structure of the program, which supposes that samples do not mix (batch normalisation
-        does mix them).
+        K is read off the structure of the program, which supposes that samples do not mix; batch
+        normalisation, say, does mix them.
         """
-        true = rows if of is None else of
-        trusted = _norm(true - k_alpha) <= math.sqrt(self.epsilon) * _norm(true)
-        residual = self._residual(g, w, rows)
-        w, residual, iterations = self._iterate(g, w, residual, ~trusted)
-        return w, self._report(g, residual, iterations)
+        return _norm(rows - k_alpha) <= math.sqrt(self.epsilon) * _norm(rows)
 
-    def _residual(self, g: Params, w: Params, rows: Array) -> Params:
+    def mended(
+        self, square: Array, w: Params, residual: Params, trusted: Array
+    ) -> tuple[Params, SolveInfo]:
+        """A Gram solution and its residual, iterated on unless its K is to be trusted."""
+        w, residual, iterations = self._iterate(square, w, residual, ~trusted)
+        return w, self._report(square, residual, iterations)
+
+    def residual(self, g: Params, w: Params, rows: Array) -> Params:
+        """What is left of g: g − (F + λI)w, `rows` being Ψw/√N."""
         f_w = self.samples.pull(rows)
         return jax.tree.map(lambda b, f, x: b - f - self.damping * x, g, f_w, w)
 
     def _iterate(
-        self, g: Params, w: Params, residual: Params, needed: Array
+        self, g_square: Array, w: Params, residual: Params, needed: Array
     ) -> tuple[Params, Params, Array]:
-        goal = self.tolerance**2 * _dot(g, g)
+        goal = self.tolerance**2 * g_square
 
         def go_on(state: _Iterate) -> Array:
             finite = jnp.isfinite(state.square)
@@ -369,8 +380,8 @@ class _Solve:
         end = jax.lax.while_loop(go_on, step, start)
         return end.best.w, end.best.r, end.k
 
-    def _report(self, g: Params, residual: Params, iterations: Array) -> SolveInfo:
-        size = jnp.sqrt(_dot(g, g))
+    def _report(self, g_square: Array, residual: Params, iterations: Array) -> SolveInfo:
+        size = jnp.sqrt(jnp.maximum(g_square, 0))
         relative = jnp.sqrt(_dot(residual, residual)) / jnp.where(size > 0, size, 1)
         finite = self.samples.finite & jnp.isfinite(size) & jnp.isfinite(relative)
         status = jnp.where(

@@ -23,12 +23,9 @@ HEADS: tuple[Literal["q", "actor_critic"], ...] = ("q", "actor_critic")
 # of its own, and scans at each call.
 lib = SimpleNamespace(
     **{
-        name: jax.jit(
-            function, static_argnames="n" if "n" in signature(function).parameters else ()
-        )
-        for module in (jaxsoft.boltzmann, jaxsoft.returns, jaxsoft.losses, jaxsoft.algorithms)
-        for name, function in vars(module).items()
-        if name in module.__all__ and isfunction(function)
+        name: jax.jit(function, static_argnames={"n"} & signature(function).parameters.keys())
+        for name, function in vars(jaxsoft).items()
+        if isfunction(function)
     }
 )
 

@@ -261,26 +261,24 @@ def test_bandit_equivalence(arm):
 
 @equation(24, 25, 26)
 def test_values_are_whole_returns(episodic):
+    """From any V: at the end of an episode nothing of it is left."""
     policy, v = oracles.random_policy(6, episodic.prior), some_v(episodic)
     kl, length = library_kl(policy, episodic), len(policy) - 1
-
-    def advantage(path):
-        return lib.n_step_advantages(soft_deltas(episodic, path, v, kl), path.discounts, length)
-
     path = paths(episodic, policy, length, "state")
-    v_pi = path.mean(v[path.states[0]] + advantage(path)[0])
+    delta = soft_deltas(episodic, path, v, kl)
+    v_pi = v + path.mean(lib.n_step_advantages(delta, path.discounts, length)[0])
     assert_close(v_pi, oracles.policy_value(episodic, policy))
-    path = paths(episodic, policy, length)
-    start = path.states[0]
-    q_pi = path.mean(
-        lib.soft_q_targets(
-            advantage(path), v[path.states[:-1]], kl[path.states[:-1]], episodic.tau
-        )[0]
-    )
-    assert start.shape == path.probs.shape
+    q_pi = q_targets(episodic, paths(episodic, policy, length), v, kl, length)
     assert_close(q_pi, oracles.policy_q(episodic, policy))
     again = lib.policy_value(q_pi, log_of(policy), episodic.tau, log_of(episodic.prior))
     assert_close(again, v_pi)
+
+
+def q_targets(mdp, path, v, kl, n):
+    """Mean of the library's n-step targets from each state and action, [S, A]."""
+    starts = path.states[:-1]
+    advantage = lib.n_step_advantages(soft_deltas(mdp, path, v, kl), path.discounts, n)
+    return path.mean(lib.soft_q_targets(advantage, v[starts], kl[starts], mdp.tau)[0])
 
 
 @equation(32, 34, 37)
@@ -299,17 +297,8 @@ def test_backup_of_q(mdp, policy, n):
     """The bootstrap is E_pi[Q] - tau KL of the fixed policy."""
     q, path = some_q(mdp), paths(mdp, policy, n)
     v = lib.policy_value(q, log_of(policy), mdp.tau, log_of(mdp.prior))
-    assert_close(q_targets(mdp, path, v, library_kl(policy, mdp), n), q_backup(mdp, policy, q, n))
-
-
-def q_targets(mdp, path, v, kl, n):
-    """Mean of the library's n-step targets from each state and action, [S, A]."""
-    starts = path.states[:-1]
-    advantage = lib.n_step_advantages(soft_deltas(mdp, path, v, kl), path.discounts, n)
-    return path.mean(lib.soft_q_targets(advantage, v[starts], kl[starts], mdp.tau)[0])
-
-
-q_backup = oracles.q_backup
+    backup = q_targets(mdp, path, v, library_kl(policy, mdp), n)
+    assert_close(backup, oracles.q_backup(mdp, policy, q, n))
 
 
 @equation(36)
@@ -475,10 +464,7 @@ def test_actor_critic_step_by_step(sequence, n, cuts):
     """Proper and naive: the KL stands in the return, or in this step's loss alone."""
     x, cut = sequence, sequence.cut if cuts else None
     steps = np.arange(x.length)
-    for kl, algorithm, number in (
-        (x.kl, lib.policy_gradient, "80"),
-        (0 * x.kl, lib.naive_policy_gradient, "79"),
-    ):
+    for kl, algorithm in ((x.kl, lib.policy_gradient), (0 * x.kl, lib.naive_policy_gradient)):
         returns = oracles.n_step_value_targets(x.r, x.discount, x.v[1:], kl, x.tau, n, cut)
         advantage = returns - x.v[:-1]
         policy = x.tau * x.kl - x.log_pi[steps, x.a] * advantage
@@ -487,11 +473,21 @@ def test_actor_critic_step_by_step(sequence, n, cuts):
             n=n, value_coef=0.7, log_prior=log_of(x.prior), cut_t=cut,
         )  # fmt: skip
         assert_close(loss, policy + 0.7 * 0.5 * advantage**2)
-        if n in (3, 4) and not cuts:
-            arguments = (x.r, x.discount, x.v) + ((kl, x.tau) if number == "80" else ())
-            printed = PRINTED[number](*(np.asarray(y)[..., : x.length] for y in arguments[:3]),
-                                      *arguments[3:], n)  # fmt: skip
-            assert abs(printed - advantage[0]) > 1e-3 * abs(advantage[0])
+
+
+@equation(79, 80)
+@pytest.mark.parametrize("n", [1, 3])
+def test_bootstrap_of_both_estimators(sequence, n):
+    x = sequence
+    values = (x.r, x.discount, x.v[:-1])
+    for kl, printed in (
+        (x.kl, PRINTED["80"](*values, x.kl, x.tau, n)),
+        (0 * x.kl, PRINTED["79"](*values, n)),
+    ):
+        advantage = lib.n_step_advantages(x.delta(kl), x.discount, n)[0]
+        expected = oracles.n_step_value_targets(x.r, x.discount, x.v[1:], kl, x.tau, n)[0]
+        assert_close(advantage, expected - x.v[0])
+        assert_differs(printed, advantage)
 
 
 # ---- Policy gradients: sections 3.6 and 6.1 ------------------------------------------------------
