@@ -66,7 +66,8 @@ def machine() -> dict[str, Any]:
         out = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
         return out.stdout.strip()
 
-    commit = git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs")
+    commit = git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     return {
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
