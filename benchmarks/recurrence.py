@@ -2,8 +2,8 @@
 
     python -m benchmarks.recurrence [--json FILE] [--quick]
 
-The library takes the sequential scan on a CPU, and doubling for windows and elsewhere
-(`jaxsoft.returns._suffix_sums`). The other candidates live here only.
+The library takes the sequential scan on a CPU, an associative scan elsewhere, and doubling for
+windows (`jaxsoft.returns._suffix_sums`). The other candidates live here only.
 """
 
 import functools
@@ -19,13 +19,6 @@ from benchmarks import harness
 from jaxsoft import returns
 
 Recurrence = Callable[[Array, Array], Array]
-
-
-def associative(x: Array, c: Array) -> Array:
-    def combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
-        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
-
-    return jax.lax.associative_scan(combine, (x, c), reverse=True)[0]
 
 
 def unrolled(x: Array, c: Array) -> Array:
@@ -97,7 +90,7 @@ def whole(length: int) -> dict[str, Recurrence]:
     candidates: dict[str, Recurrence] = {
         "scan": returns._by_scan,
         "scan, unroll 8": functools.partial(scan_unrolled, unroll=8),
-        "associative": associative,
+        "associative": returns._by_associative_scan,
         "doubling": functools.partial(returns._by_doubling, window=length),
         "scan under vmap": vmapped_scan,
         "library": returns._suffix_sums,

@@ -23,7 +23,8 @@ def markdown(head: list[str], body: list[list[str]]) -> str:
 
 def recurrence(rows: list[Row]) -> str:
     """Microseconds, the library's own choice in bold."""
-    names = list(dict.fromkeys(row["evaluation"] for row in rows if row["evaluation"] != "library"))
+    order = ["scan", "associative", "doubling"]
+    names = order + sorted({row["evaluation"] for row in rows} - {*order, "library"})
     sizes = dict.fromkeys((row["T"], row["B"], row["n"]) for row in rows)
     body = []
     for size in sizes:

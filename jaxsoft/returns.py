@@ -19,7 +19,6 @@ Nothing here stops a gradient: the losses hold their targets fixed.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -351,17 +350,14 @@ def _suffix_sums(x: Array, coefficient: Array, window: int | None = None) -> Arr
     Chosen among eight evaluations by measurement (`benchmarks/recurrence.py`): on a CPU the
     sequential scan streams through memory once and beats every parallel form at every size, but
     has no window. The window by doubling costs log₂ n passes, has no division and no difference
-    of prefix sums, so it is as exact as the plain sum also across zeros. As a window of T it is
-    a parallel scan of depth log₂ T, taken elsewhere than on a CPU because T tiny kernels in a
-    row are what such devices are slow at.
+    of prefix sums, so it is as exact as the plain sum also across zeros. Elsewhere than on a CPU,
+    where T tiny kernels in a row are slow, the whole recurrence is an associative scan.
     """
-    length = x.shape[0]
-    if window is not None and window < length:
+    if window is not None and window < x.shape[0]:
         return _by_doubling(x, coefficient, window)
-    if length == 1:
-        return x
-    parallel = functools.partial(_by_doubling, window=length)
-    sums: Array = jax.lax.platform_dependent(x, coefficient, cpu=_by_scan, default=parallel)
+    sums: Array = jax.lax.platform_dependent(
+        x, coefficient, cpu=_by_scan, default=_by_associative_scan
+    )
     return sums
 
 
@@ -372,6 +368,13 @@ def _by_scan(x: Array, coefficient: Array) -> Array:
         return here, here
 
     return jax.lax.scan(step, jnp.zeros_like(x[0]), (x, coefficient), reverse=True)[1]
+
+
+def _by_associative_scan(x: Array, coefficient: Array) -> Array:
+    def combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
+
+    return jax.lax.associative_scan(combine, (x, coefficient), reverse=True)[0]
 
 
 def _by_doubling(x: Array, coefficient: Array, window: int) -> Array:

@@ -110,3 +110,9 @@ def test_public_names() -> None:
 
 def test_every_module_belongs_to_the_core() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(CORE)
+
+
+def test_the_performance_page_shows_the_committed_results() -> None:
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.tables", "--check"], cwd=PACKAGE.parent, check=True
+    )

@@ -207,10 +207,17 @@ def test_every_evaluation_of_the_recurrence_agrees(window: int) -> None:
     np.testing.assert_allclose(returns._by_doubling(x, c, window), expected, rtol=1e-13, atol=1e-14)
     if window == 31:
         np.testing.assert_allclose(returns._by_scan(x, c), expected, rtol=1e-13, atol=1e-14)
-        forms = (returns._by_scan, lambda x, c: returns._by_doubling(x, c, window))
-        pulled = [jax.vjp(f, x, c)[1](jnp.ones_like(x)) for f in forms]
-        for one, other in zip(*pulled, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-13)
+        parallel = returns._by_associative_scan(x, c)
+        np.testing.assert_allclose(parallel, expected, rtol=1e-13, atol=1e-14)
+        forms = (
+            returns._by_scan,
+            returns._by_associative_scan,
+            lambda x, c: returns._by_doubling(x, c, window),
+        )
+        by_scan, *others = [jax.vjp(f, x, c)[1](jnp.ones_like(x)) for f in forms]
+        for other in others:
+            for one, same in zip(by_scan, other, strict=True):
+                np.testing.assert_allclose(one, same, rtol=1e-12, atol=1e-13)
 
 
 # τ → 0: the hard counterparts, as rlax has them.
