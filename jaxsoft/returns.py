@@ -374,7 +374,8 @@ def _by_associative_scan(x: Array, coefficient: Array) -> Array:
     def combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
         return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
 
-    return jax.lax.associative_scan(combine, (x, coefficient), reverse=True)[0]
+    sums: Array = jax.lax.associative_scan(combine, (x, coefficient), reverse=True)[0]
+    return sums
 
 
 def _by_doubling(x: Array, coefficient: Array, window: int) -> Array:

@@ -11,6 +11,8 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Thousands of small programs run once each: compiling them well would cost more than it saves.
+jax.config.update("jax_disable_most_optimizations", True)
 
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=25)
 hypothesis.settings.register_profile(
