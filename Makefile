@@ -25,7 +25,7 @@ test: lint ## Lint, check the format and the types, run the tests
 
 test-slow: ## Run the slow tests
 	@$(SETUP) dev
-	$(BIN)/python -m pytest -n $(JOBS) -m slow
+	$(BIN)/python -m pytest -m slow
 
 lint: ## Lint, check the format and the types
 	@$(SETUP) dev
