@@ -289,3 +289,14 @@ def test_samples_follow_the_policy() -> None:
         noise = np.sqrt(expected * (1 - expected) / draws.size)
         assert (np.abs(frequency - expected) <= 5 * noise + 0.005 * (dtype == jnp.bfloat16)).all()
         assert frequency[3] == 0
+
+
+def test_half_precision_does_not_starve_rare_actions() -> None:
+    """Gumbel noise of bfloat16 would draw the last action 17 times too seldom."""
+    log_pi = jnp.log(jnp.asarray([0.9, 0.09, 0.009, 0.001])).astype(jnp.bfloat16)
+    expected = np.exp(np.asarray(log_pi, float))
+    expected /= expected.sum()
+    draws = jaxsoft.sample_actions(jax.random.key(0), jnp.broadcast_to(log_pi, (200_000, 4)))
+    frequency = np.bincount(draws, minlength=4) / draws.size
+    noise = np.sqrt(expected * (1 - expected) / draws.size)
+    assert (np.abs(frequency - expected) <= 5 * noise).all()

@@ -174,6 +174,14 @@ def test_non_convergence_is_reported_and_the_best_iterate_returned() -> None:
     assert (np.diff(residuals) <= 0).all()
 
 
+def test_iterates_that_run_away_are_not_returned() -> None:
+    """Undamped, through a network in bfloat16, conjugate gradients diverge: w = 0 is better."""
+    log_prob_fn, params, advantage = problem(jnp.bfloat16)
+    _, info = jaxsoft.natural_gradient(log_prob_fn, params, advantage, damping=0.0)
+    assert info.status == SolveStatus.NOT_CONVERGED
+    assert info.residual <= 1.01
+
+
 @solvers
 @pytest.mark.parametrize("bad", ["advantage", "log-probability", "parameter"])
 def test_non_finite_input_is_reported(solver: str, bad: str) -> None:
