@@ -63,10 +63,11 @@ def show_preconditions(params, key):
     def huber(error):
         return jnp.where(jnp.abs(error) < 0.1, error**2 / 2, 0.1 * (jnp.abs(error) - 0.05))
 
+    shown = "actions ε-greedy, ε = 0.1"
     cases = {
         "none: as the theorem wants it": {},
         "actions uniform": {"behaviour_log_pi": uniform},
-        "actions ε-greedy, ε = 0.1": {"behaviour_log_pi": greedy},
+        shown: {"behaviour_log_pi": greedy},
         "actions at temperature 2τ": {"behaviour_log_pi": hotter},
         "target differentiated": {"target": moving_target},
         "value target differentiated": {"value_target": moving_target},
@@ -84,6 +85,9 @@ def show_preconditions(params, key):
             f"{name:<38}{here.expected_difference:19.1e}{here.reweighted_difference:18.1e}   "
             f"{noticed}"
         )
+        if name == shown:
+            whole = here
+    print(f"\nThe whole report on {shown}:\n{whole}")
 
 
 if __name__ == "__main__":
