@@ -109,13 +109,9 @@ def natural_gradient(
         rows = samples.push(w)
         # g − Fw = Ψᵀ(Δ − Ψw)/N: one transposition for the two of them, and none for ‖g‖.
         residual = _add(samples.pull(errors - rows), -solve.damping, w)
+        square = jnp.sum(errors * _product(k, errors))
         trusted = solve.agrees(rows, _product(k, alpha))
-        square = jax.lax.cond(
-            trusted,
-            lambda: jnp.sum(errors * _product(k, errors)),
-            lambda: _dot(samples.pull(errors), samples.pull(errors)),
-        )
-        w, info = solve.mended(square, w, residual, trusted)
+        w, info = solve.unless(trusted, w, residual, square, lambda: samples.pull(errors))
     return _like(w, params), info
 
 
@@ -210,7 +206,7 @@ def scale_by_fisher(
             trusted = solve.agrees(rows, _product(k, beta))
             w = jax.tree.map(lambda a, b: (a - b) / solve.damping, g, spanned)
             residual = solve.residual(g, w, (errors - rows) / solve.damping)
-            w, info = solve.mended(_dot(g, g), w, residual, trusted)
+            w, info = solve.unless(trusted, w, residual, _dot(g, g), lambda: g)
         return _like(w, updates), FisherState(info)
 
     # Optax's protocol does not name the extra arguments of an update.
@@ -226,6 +222,7 @@ class _Samples(NamedTuple):
     gram: Callable[[], Array]  # ΨΨᵀ/N, [N, N]
     scale: Array  # 1/√N, or √(weight/Σweight), [N]
     finite: Array  # whether every log-probability is finite
+    parameters: int
 
 
 def _linearise(
@@ -267,12 +264,12 @@ def _linearise(
         k = structured_gram(push, wide)
         return jacobian_gram(push, wide) if k is None else k
 
-    return _Samples(push, lambda u: transpose(u)[0], gram, scale, jnp.all(jnp.isfinite(out)))
+    finite, parameters = jnp.all(jnp.isfinite(out)), sum(x.size for x in jax.tree.leaves(wide))
+    return _Samples(push, lambda u: transpose(u)[0], gram, scale, finite, parameters)
 
 
 class _Best(NamedTuple):
     w: Params
-    r: Params
     square: Array  # ‖r‖²
 
 
@@ -312,26 +309,39 @@ class _Solve:
         self.tolerance = self.epsilon**0.6 if tolerance is None else tolerance
         self.max_iterations = _checks.count(function, "max_iterations", max_iterations)
 
-    def by_conjugate_gradients(self, g: Params) -> tuple[Params, SolveInfo]:
+    def by_conjugate_gradients(
+        self, g: Params, needed: ArrayLike = True
+    ) -> tuple[Params, SolveInfo]:
         square = _dot(g, g)
-        w, _, iterations = self._iterate(square, _zeros(g), g, jnp.asarray(True))
+        w, iterations = self._iterate(g, square, jnp.asarray(needed))
         # The recurrence's own residual drifts from the true one: report the true one.
         return w, self._report(square, self.residual(g, w, self.samples.push(w)), iterations)
 
     def sample_space(self, errors: Array) -> tuple[Array, Array]:
-        """K, and α of (K + λI)α = errors."""
+        """K, and α of (K + λI)α = errors: of least norm, as far as K determines it."""
         k = self.samples.gram()
         size = k.shape[0]
-        # Equal samples make K singular. The ridge lets Cholesky pass; refinement against the
-        # unridged system then takes its effect out again wherever the solution is determined.
-        ridge = self.damping + self.epsilon * jnp.trace(k)
-        identity = jnp.eye(size, dtype=k.dtype)
-        factor = jax.scipy.linalg.cho_factor(k + ridge * identity)
-        alpha = jnp.zeros_like(errors)
-        for _ in range(3):
+
+        def by_cholesky() -> Array:
+            ridge = self.damping * jnp.eye(size, dtype=k.dtype)
+            factor = jax.scipy.linalg.cho_factor(k + ridge)
+            alpha = jax.scipy.linalg.cho_solve(factor, errors)
             left = errors - _product(k, alpha) - self.damping * alpha
-            alpha = alpha + jax.scipy.linalg.cho_solve(factor, left)
-        return k, alpha
+            return alpha + jax.scipy.linalg.cho_solve(factor, left)
+
+        def by_eigenvalues() -> Array:
+            values, vectors = jnp.linalg.eigh(k)
+            # Beyond the rank of Ψ there is only rounding, and nothing that Ψᵀα would see.
+            kept = values > size * self.epsilon * values[-1]
+            along = _product(vectors.T, errors) / jnp.where(kept, values + self.damping, 1)
+            return _product(vectors, jnp.where(kept, along, 0))
+
+        # More samples than parameters, or equal samples, leave errors outside the range of K,
+        # which a small λ alone would blow up until rounding swamps the rest.
+        if size > self.samples.parameters:
+            return k, by_eigenvalues()
+        well_damped = self.damping > self.epsilon**0.6 * jnp.trace(k)
+        return k, jax.lax.cond(well_damped, by_cholesky, by_eigenvalues)
 
     def agrees(self, rows: Array, k_alpha: Array) -> Array:
         """Whether the true Ψ, in Ψ(Ψᵀα)/N, bears out Kα.
@@ -341,22 +351,28 @@ class _Solve:
         """
         return _norm(rows - k_alpha) <= math.sqrt(self.epsilon) * _norm(rows)
 
-    def mended(
-        self, square: Array, w: Params, residual: Params, trusted: Array
+    def unless(
+        self,
+        trusted: Array,
+        w: Params,
+        residual: Params,
+        square: Array,
+        g: Callable[[], Params],
     ) -> tuple[Params, SolveInfo]:
-        """A Gram solution and its residual, iterated on unless its K is to be trusted."""
-        w, residual, iterations = self._iterate(square, w, residual, ~trusted)
-        return w, self._report(square, residual, iterations)
+        """The Gram solution `w` if its K is to be trusted, conjugate gradients otherwise."""
+        direct = w, self._report(square, residual, jnp.zeros((), jnp.int32))
+        solution: tuple[Params, SolveInfo] = jax.lax.cond(
+            trusted, lambda: direct, lambda: self.by_conjugate_gradients(g(), ~trusted)
+        )
+        return solution
 
     def residual(self, g: Params, w: Params, rows: Array) -> Params:
         """What is left of g: g − (F + λI)w, `rows` being Ψw/√N."""
         f_w = self.samples.pull(rows)
         return jax.tree.map(lambda b, f, x: b - f - self.damping * x, g, f_w, w)
 
-    def _iterate(
-        self, g_square: Array, w: Params, residual: Params, needed: Array
-    ) -> tuple[Params, Params, Array]:
-        goal = self.tolerance**2 * g_square
+    def _iterate(self, g: Params, square: Array, needed: Array) -> tuple[Params, Array]:
+        goal = self.tolerance**2 * square
 
         def go_on(state: _Iterate) -> Array:
             finite = jnp.isfinite(state.square)
@@ -370,15 +386,14 @@ class _Solve:
             square = _dot(r, r)
             # Rounding can make the iterates run away: the best one is what is returned.
             better = square < state.best.square
-            best = jax.tree.map(partial(jnp.where, better), _Best(w, r, square), state.best)
+            best = jax.tree.map(partial(jnp.where, better), _Best(w, square), state.best)
             p = _add(r, square / state.square, p)
             return _Iterate(w, r, p, square, state.k + 1, best)
 
-        square = _dot(residual, residual)
-        first = _Best(w, residual, square)
-        start = _Iterate(w, residual, residual, square, jnp.zeros((), jnp.int32), first)
+        best = _Best(_zeros(g), square)
+        start = _Iterate(best.w, g, g, square, jnp.zeros((), jnp.int32), best)
         end = jax.lax.while_loop(go_on, step, start)
-        return end.best.w, end.best.r, end.k
+        return end.best.w, end.k
 
     def _report(self, g_square: Array, residual: Params, iterations: Array) -> SolveInfo:
         size = jnp.sqrt(jnp.maximum(g_square, 0))

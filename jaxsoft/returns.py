@@ -361,20 +361,24 @@ def _suffix_sums(x: Array, coefficient: Array, window: int | None = None) -> Arr
     return sums
 
 
-def _by_scan(x: Array, coefficient: Array) -> Array:
-    def step(following: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-        here, c = inputs
-        here = here + c * following
-        return here, here
+# The bodies stand at module level: a new function object a call would compile anew each time.
 
-    return jax.lax.scan(step, jnp.zeros_like(x[0]), (x, coefficient), reverse=True)[1]
+
+def _step(following: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+    here = inputs[0] + inputs[1] * following
+    return here, here
+
+
+def _combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+    return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
+
+
+def _by_scan(x: Array, coefficient: Array) -> Array:
+    return jax.lax.scan(_step, jnp.zeros_like(x[0]), (x, coefficient), reverse=True)[1]
 
 
 def _by_associative_scan(x: Array, coefficient: Array) -> Array:
-    def combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
-        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
-
-    sums: Array = jax.lax.associative_scan(combine, (x, coefficient), reverse=True)[0]
+    sums: Array = jax.lax.associative_scan(_combine, (x, coefficient), reverse=True)[0]
     return sums
 
 

@@ -128,6 +128,29 @@ def test_equal_samples_without_damping(solver: str) -> None:
 
 
 @solvers
+@pytest.mark.parametrize("damping", [0.0, 1e-12, 1e-8, 1e-4])
+def test_more_samples_than_parameters(solver: str, damping: float) -> None:
+    """Δ is then outside the range of K; the residual reported must be the true one."""
+    rng = np.random.default_rng(0)
+    x, a = jnp.asarray(rng.normal(size=(40, 3))), rng.integers(0, 2, size=40)
+    theta, advantage = jnp.asarray(rng.normal(size=3)), jnp.asarray(rng.normal(size=40))
+
+    def log_prob_fn(theta: Array) -> Array:
+        logits = jnp.stack([x @ theta, jnp.zeros(40)], axis=-1)
+        return jax.nn.log_softmax(logits)[jnp.arange(40), a]
+
+    w, info = jaxsoft.natural_gradient(
+        log_prob_fn, theta, advantage, damping=damping, solver=solver
+    )
+    psi = np.asarray(jax.jacobian(log_prob_fn)(theta))
+    f, g = psi.T @ psi / 40 + damping * np.eye(3), psi.T @ np.asarray(advantage) / 40
+    np.testing.assert_allclose(w, np.linalg.solve(f, g), rtol=1e-7)
+    true = np.linalg.norm(f @ np.asarray(w) - g) / np.linalg.norm(g)
+    assert info.status == SolveStatus.CONVERGED
+    assert abs(info.residual - true) < 1e-12
+
+
+@solvers
 def test_batch_axes_vmap_and_scan(solver: str) -> None:
     log_prob_fn, params, advantage = problem()
 
