@@ -7,7 +7,6 @@ are also checked for their values.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -101,8 +100,8 @@ def common_shape(function: str, **arrays: Array) -> tuple[int, ...]:
         ) from None
 
 
-def action_values(function: str, name: str, x: Array, *, time: bool = True) -> tuple[int, ...]:
-    """The shape of the states of [(T, ...,) A] values: all axes but the last."""
+def action_values(function: str, name: str, x: Array, *, time: bool = True) -> None:
+    """Values are [..., A], or [T, ..., A] where there must be a time axis."""
     if x.ndim < 1 + time:
         axes, mend = ("[T, ..., A]", "x[None]") if time else ("[..., A]", "jnp.stack(values)")
         raise fail(
@@ -118,7 +117,6 @@ def action_values(function: str, name: str, x: Array, *, time: bool = True) -> t
             "at least one action along the last axis",
             "Check the network's number of outputs.",
         )
-    return x.shape[:-1]
 
 
 def states(function: str, name: str, x: ArrayLike, a_tm1: ArrayLike) -> Array:
@@ -188,7 +186,3 @@ def result_dtype(*arrays: Array) -> np.dtype:
 def computing_dtype(dtype: np.dtype) -> np.dtype:
     """Half precision is for storage: exponentials and long sums need at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def log_count(size: int) -> float:
-    return math.log(size)

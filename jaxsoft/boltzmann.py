@@ -23,6 +23,7 @@ Q-Learning*, sections 2 and 3.2; equation numbers throughout are the paper's.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -187,7 +188,7 @@ def sample_actions(key: Array, log_pi: ArrayLike) -> Array:
 
 def log_prior_of(log_prior: ArrayLike | None, number_of_actions: int) -> ArrayLike:
     """The measure that `None` stands for, made explicit."""
-    return -_checks.log_count(number_of_actions) if log_prior is None else log_prior
+    return -math.log(number_of_actions) if log_prior is None else log_prior
 
 
 def _enter(
@@ -272,8 +273,8 @@ def _boltzmann(q: Array, tau: Array, log_prior: Array) -> _Boltzmann:
     scaled = jnp.where(gap < 0, jnp.where(gap < 0, gap, -1) / tau, 0)
     if log_prior.ndim == 0:
         size = q.shape[-1]
-        log_mass = log_prior + _checks.log_count(size)
-        log_share = jnp.full((), -_checks.log_count(size), q.dtype)
+        log_mass = log_prior + math.log(size)
+        log_share = jnp.full((), -math.log(size), q.dtype)
         log_mean = jnp.log1p(jnp.mean(jnp.expm1(scaled), axis=-1, keepdims=True))
     else:
         log_mass = jax.nn.logsumexp(log_prior, axis=-1, keepdims=True)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks, boltzmann, losses, returns
+from jaxsoft import _checks, _trees, boltzmann, losses, returns
 
 __all__ = ["Equivalence", "Preconditions", "check_equivalence"]
 
@@ -256,8 +256,10 @@ def check_equivalence(
         squared=_ratio(jnp.max(jnp.abs(slope - jnp.ravel(errors))), jnp.max(jnp.abs(errors))),
     )
     return Equivalence(
-        cosine=_ratio(_dot(sampled_q, sampled_pg), _norm(sampled_q) * _norm(sampled_pg)),
-        norm_ratio=_ratio(_norm(sampled_q), _norm(sampled_pg)),
+        cosine=_ratio(
+            _trees.dot(sampled_q, sampled_pg), _trees.norm(sampled_q) * _trees.norm(sampled_pg)
+        ),
+        norm_ratio=_ratio(_trees.norm(sampled_q), _trees.norm(sampled_pg)),
         difference=_relative(sampled_q, sampled_pg),
         expected_difference=_relative(acted_q, acted_pg),
         reweighted_difference=_relative(pi_q, pi_pg),
@@ -298,7 +300,7 @@ def _sensitivity(f: Callable[[Params], Array], params: Params) -> Array:
     out, pull = jax.vjp(f, params)
     finite = jnp.isfinite(out)
     signs = jax.random.rademacher(jax.random.key(0), out.shape, out.dtype)
-    return _norm(pull(jnp.where(finite, signs, 0))[0])
+    return _trees.norm(pull(jnp.where(finite, signs, 0))[0])
 
 
 def _surprise(log_mu: Array, a: Array, share: Array) -> Array:
@@ -313,16 +315,8 @@ def _surprise(log_mu: Array, a: Array, share: Array) -> Array:
     return jnp.abs(gap) / (jnp.sqrt(jnp.sum(jnp.square(share) * variance)) + 10 * rounding)
 
 
-def _dot(x: Params, y: Params) -> Array:
-    return jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))
-
-
-def _norm(x: Params) -> Array:
-    return jnp.sqrt(_dot(x, x))
-
-
 def _relative(x: Params, y: Params) -> Array:
-    return _ratio(_norm(jax.tree.map(jnp.subtract, x, y)), _norm(x))
+    return _ratio(_trees.norm(jax.tree.map(jnp.subtract, x, y)), _trees.norm(x))
 
 
 def _ratio(x: Array, y: Array) -> Array:

@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks
+from jaxsoft import _checks, _trees
 from jaxsoft._gram import jacobian_gram, structured_gram
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class SolveInfo(NamedTuple):
 
     Attributes:
       residual: ‖(F + λI)w − g‖ / ‖g‖ of the direction returned, with the true F.
-      iterations: conjugate-gradient iterations; 0 where the Gram solve needed no mending.
+      iterations: conjugate-gradient iterations; 0 where the Gram solution stood.
       status: a `SolveStatus`. `NOT_CONVERGED`: the residual is above the tolerance; raise
         `damping` or `max_iterations`. `NON_FINITE`: an input, a log-probability or its gradient
         was NaN or infinite, and so may be the direction.
@@ -83,8 +83,7 @@ def natural_gradient(
       log_prob_fn: parameters -> log π(a_t|s_t) of the batch's actions, [N] (any shape).
       params: a tree of floating arrays.
       advantage: Δ, of the shape of `log_prob_fn(params)`.
-      damping: λ ≥ 0. With λ = 0 and fewer samples than parameters, the Gram solution is the
-        least-squares solution of least norm.
+      damping: λ ≥ 0. With λ = 0 the Gram solution is the least-squares one of least norm.
       solver: `"cg"`, or `"gram"` for batches smaller than the parameters.
       weight: non-negative weights of the samples, 0 for those that do not count; N becomes their
         sum.
@@ -108,7 +107,7 @@ def natural_gradient(
         w = samples.pull(alpha)
         rows = samples.push(w)
         # g − Fw = Ψᵀ(Δ − Ψw)/N: one transposition for the two of them, and none for ‖g‖.
-        residual = _add(samples.pull(errors - rows), -solve.damping, w)
+        residual = _trees.add(samples.pull(errors - rows), -solve.damping, w)
         square = jnp.sum(errors * _product(k, errors))
         trusted = solve.agrees(rows, _product(k, alpha))
         w, info = solve.unless(trusted, w, residual, square, lambda: samples.pull(errors))
@@ -206,7 +205,7 @@ def scale_by_fisher(
             trusted = solve.agrees(rows, _product(k, beta))
             w = jax.tree.map(lambda a, b: (a - b) / solve.damping, g, spanned)
             residual = solve.residual(g, w, (errors - rows) / solve.damping)
-            w, info = solve.unless(trusted, w, residual, _dot(g, g), lambda: g)
+            w, info = solve.unless(trusted, w, residual, _trees.dot(g, g), lambda: g)
         return _like(w, updates), FisherState(info)
 
     # Optax's protocol does not name the extra arguments of an update.
@@ -312,7 +311,7 @@ class _Solve:
     def by_conjugate_gradients(
         self, g: Params, needed: ArrayLike = True
     ) -> tuple[Params, SolveInfo]:
-        square = _dot(g, g)
+        square = _trees.dot(g, g)
         w, iterations = self._iterate(g, square, jnp.asarray(needed))
         # The recurrence's own residual drifts from the true one: report the true one.
         return w, self._report(square, self.residual(g, w, self.samples.push(w)), iterations)
@@ -349,7 +348,7 @@ class _Solve:
         K is read off the structure of the program, which supposes that samples do not mix; batch
         normalisation, say, does mix them.
         """
-        return _norm(rows - k_alpha) <= math.sqrt(self.epsilon) * _norm(rows)
+        return _trees.norm(rows - k_alpha) <= math.sqrt(self.epsilon) * _trees.norm(rows)
 
     def unless(
         self,
@@ -380,14 +379,14 @@ class _Solve:
 
         def step(state: _Iterate) -> _Iterate:
             p = state.p
-            a_p = _add(self.samples.pull(self.samples.push(p)), self.damping, p)
-            length = state.square / _dot(p, a_p)
-            w, r = _add(state.w, length, p), _add(state.r, -length, a_p)
-            square = _dot(r, r)
+            a_p = _trees.add(self.samples.pull(self.samples.push(p)), self.damping, p)
+            length = state.square / _trees.dot(p, a_p)
+            w, r = _trees.add(state.w, length, p), _trees.add(state.r, -length, a_p)
+            square = _trees.dot(r, r)
             # Rounding can make the iterates run away: the best one is what is returned.
             better = square < state.best.square
             best = jax.tree.map(partial(jnp.where, better), _Best(w, square), state.best)
-            p = _add(r, square / state.square, p)
+            p = _trees.add(r, square / state.square, p)
             return _Iterate(w, r, p, square, state.k + 1, best)
 
         best = _Best(_zeros(g), square)
@@ -397,7 +396,7 @@ class _Solve:
 
     def _report(self, g_square: Array, residual: Params, iterations: Array) -> SolveInfo:
         size = jnp.sqrt(jnp.maximum(g_square, 0))
-        relative = jnp.sqrt(_dot(residual, residual)) / jnp.where(size > 0, size, 1)
+        relative = jnp.sqrt(_trees.dot(residual, residual)) / jnp.where(size > 0, size, 1)
         finite = self.samples.finite & jnp.isfinite(size) & jnp.isfinite(relative)
         status = jnp.where(
             finite,
@@ -421,18 +420,6 @@ def _like(tree: Params, other: Params) -> Params:
 
 def _zeros(tree: Params) -> Params:
     return jax.tree.map(jnp.zeros_like, tree)
-
-
-def _add(x: Params, factor: Array, y: Params) -> Params:
-    return jax.tree.map(lambda a, b: a + factor * b, x, y)
-
-
-def _dot(x: Params, y: Params) -> Array:
-    return jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))
-
-
-def _norm(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(x * x))
 
 
 def _product(k: Array, x: Array) -> Array:

@@ -102,7 +102,7 @@ def n_step_advantages(
     name = "n_step_advantages"
     window = _checks.count(name, "n", n)
     args = _checks.sequences(name, delta_t=delta_t, discount_t=discount_t)
-    return _advantages(name, args, cut_t, window)
+    return _advantages(name, args, cut_t, window).astype(args.dtype)
 
 
 def lambda_advantages(
@@ -129,7 +129,8 @@ def lambda_advantages(
     name = "lambda_advantages"
     args = _checks.sequences(name, delta_t=delta_t, discount_t=discount_t, lambda_=lambda_)
     delta, discount, decay = args.arrays
-    return _advantages(name, args._replace(arrays=(delta, discount * decay)), cut_t)
+    args = args._replace(arrays=(delta, discount * decay))
+    return _advantages(name, args, cut_t).astype(args.dtype)
 
 
 def soft_q_targets(
@@ -320,8 +321,8 @@ def v_trace(
     trace = decay * jnp.minimum(ratio, jnp.asarray(clip_c, ratio.dtype))
     errors = _advantages(name, args._replace(arrays=(rho * delta, discount * trace)), cut_t)
     goes_on = _continuation(name, args, discount, cut_t)
-    advantages = rho * (delta + goes_on * _shift(errors.astype(delta.dtype), 1))
-    return VTrace(errors, advantages.astype(args.dtype))
+    advantages = rho * (delta + goes_on * _shift(errors, 1))
+    return VTrace(errors.astype(args.dtype), advantages.astype(args.dtype))
 
 
 def _continuation(
@@ -341,17 +342,17 @@ def _advantages(
 ) -> Array:
     x, coefficient = args.arrays
     coefficient = _continuation(function, args, coefficient, cut_t)
-    return _suffix_sums(jnp.broadcast_to(x, args.shape), coefficient, window).astype(args.dtype)
+    return _suffix_sums(jnp.broadcast_to(x, args.shape), coefficient, window)
 
 
 def _suffix_sums(x: Array, coefficient: Array, window: int | None = None) -> Array:
     """G_t = Σ_{d<window} (Π_{k<d} c_{t+k}) x_{t+d} along axis 0, to its end without a window.
 
-    Chosen among eight evaluations by measurement (`benchmarks/recurrence.py`): on a CPU the
-    sequential scan streams through memory once and beats every parallel form at every size, but
-    has no window. The window by doubling costs log₂ n passes, has no division and no difference
-    of prefix sums, so it is as exact as the plain sum also across zeros. Elsewhere than on a CPU,
-    where T tiny kernels in a row are slow, the whole recurrence is an associative scan.
+    Chosen by measurement (`benchmarks/recurrence.py`): on a CPU the sequential scan streams
+    through memory once and is the fastest form or near it, but has no window. The window by
+    doubling costs log₂ n passes, has no division and no difference of prefix sums, so it is as
+    exact as the plain sum also across zeros. Elsewhere than on a CPU, where T tiny kernels in a
+    row are slow, the whole recurrence is an associative scan.
     """
     if window is not None and window < x.shape[0]:
         return _by_doubling(x, coefficient, window)

@@ -20,7 +20,7 @@ HEADS: tuple[Literal["q", "actor_critic"], ...] = ("q", "actor_critic")
 
 
 # The library, each function compiled once for each shape: eager calls would compile every operation
-# of its own, and scans at each call.
+# of its own.
 lib = SimpleNamespace(
     **{
         name: jax.jit(function, static_argnames={"n"} & signature(function).parameters.keys())

@@ -292,7 +292,7 @@ def test_samples_follow_the_policy() -> None:
 
 
 def test_half_precision_does_not_starve_rare_actions() -> None:
-    """Gumbel noise of bfloat16 would draw the last action 17 times too seldom."""
+    """Gumbel noise of bfloat16 would hardly ever draw the last action."""
     log_pi = jnp.log(jnp.asarray([0.9, 0.09, 0.009, 0.001])).astype(jnp.bfloat16)
     expected = np.exp(np.asarray(log_pi, float))
     expected /= expected.sum()

@@ -17,6 +17,7 @@ PACKAGE = Path(jaxsoft.__file__).parent
 CORE = [
     "_checks",
     "_gram",
+    "_trees",
     "boltzmann",
     "returns",
     "losses",
@@ -27,12 +28,13 @@ CORE = [
 ARROWS = {
     "_checks": set(),
     "_gram": set(),
+    "_trees": set(),
     "boltzmann": {"_checks"},
     "returns": {"_checks", "boltzmann"},
     "losses": {"_checks", "boltzmann", "returns"},
-    "natural": {"_checks", "_gram"},
+    "natural": {"_checks", "_gram", "_trees"},
     "algorithms": {"_checks", "boltzmann", "returns", "losses", "natural"},
-    "equivalence": {"_checks", "boltzmann", "returns", "losses"},
+    "equivalence": {"_checks", "_trees", "boltzmann", "returns", "losses"},
 }
 FOREIGN = {"jax", "numpy"}
 # Annotations and one function that says so when it is missing.

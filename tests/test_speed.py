@@ -37,8 +37,6 @@ def test_a_gram_step_of_the_nature_cnn_costs_a_few_plain_gradients() -> None:
 def test_the_library_evaluates_whole_returns_as_fast_as_any_candidate(
     length: int, batch: int
 ) -> None:
-    if jax.default_backend() != "cpu":
-        pytest.skip("the choice for accelerators is not yet one by measurement")
     rng = np.random.default_rng(0)
     x, c = (jnp.asarray(rng.normal(size=(length, batch)), jnp.float32) for _ in range(2))
     sides = {
