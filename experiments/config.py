@@ -1,0 +1,538 @@
+"""The configuration of a run: typed, with defaults and their sources, parsed in one place."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ON_POLICY = (
+    "a2c",
+    "a2c_naive",
+    "soft_q",
+    "nstep_soft_q",
+    "damped_q",
+    "natural_pg",
+    "pcl",
+    "pgq",
+)
+REPLAY = ("dqn", "soft_dqn_kl", "soft_dqn_entropy")
+NATURAL = ("damped_q", "natural_pg")
+
+DESCRIPTIONS = {
+    "a2c": "advantage actor-critic, entropy in the return (80)",
+    "a2c_naive": "the same with an entropy bonus outside it (79)",
+    "soft_q": "soft Q-learning on Q = V + τ log(π/π̄), §6.3",
+    "nstep_soft_q": "n-step soft Q-learning on a plain Q head, acting by its Boltzmann policy (44)-(47)",
+    "damped_q": "damped soft Q-learning, a Gauss-Newton step a rollout (72)-(78)",
+    "natural_pg": "natural policy gradient (66)-(71)",
+    "pcl": "path consistency learning (90)",
+    "pgq": "policy gradient and Q-learning mixed (87)",
+    "dqn": "replay, target network, hard maximum (81)",
+    "soft_dqn_kl": "the same with the soft maximum of a KL penalty (82)",
+    "soft_dqn_entropy": "the same with that of an entropy bonus (83)",
+}
+
+_A2C = "A2C of openai/baselines, 2017, which the paper's §6.1 and §6.3 ran"
+_DQN = "deepq of openai/baselines, 2017, which the paper's §6.2 ran"
+
+
+def _option(
+    help: str,
+    *,
+    default: Any = None,
+    source: str = "",
+    group: str = "general",
+    only: tuple[str, ...] = (),
+    **parser: Any,
+) -> Any:
+    metadata = {"help": help, "source": source, "group": group, "only": only, "parser": parser}
+    return field(default=default, metadata=metadata)
+
+
+def _count(text: str) -> int:
+    """An integer, also as 10_000_000 or 1e7."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if value != int(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        return int(value)
+
+
+def _horizon(text: str) -> int | str:
+    return text if text == "none" else _count(text)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides what a run computes. `None` is filled in by `complete`."""
+
+    game: str = _option("any EnvPool id with discrete actions")
+    algorithm: str = _option("what to train by", choices=ON_POLICY + REPLAY)
+    steps: int = _option(
+        "agent steps of every seed, all its environments counted; on Atari a step is 4 frames",
+        type=_count,
+    )
+    seeds: tuple[int, ...] = _option(
+        "independent learners, trained side by side in one program",
+        default=(0,),
+        type=_count,
+        nargs="+",
+    )
+    num_envs: int = _option("environments of every seed", source=_A2C, type=_count)
+    rollout_length: int = _option(
+        "steps of each environment between updates", source="§6.3: every 5 steps", type=_count
+    )
+    n: int = _option("steps to the bootstrap", source="§6.1-6.3", type=_count)
+    discount: float = _option("γ", default=0.99, source=_A2C, type=float)
+    tau: float = _option("temperature τ", source="§6.1: 0.01; §6.2: 0.1", type=float)
+    prior: str = _option(
+        "π̄: uniform (KL penalty) or counting (entropy bonus)",
+        source="§6.1: uniform",
+        choices=("uniform", "counting"),
+    )
+    optimiser: str = _option("", source=_A2C, choices=("rmsprop", "adam", "sgd"))
+    learning_rate: float = _option("", source=_A2C, type=float)
+    schedule: str = _option(
+        "of the learning rate: constant, or linear to 0",
+        source=_A2C,
+        choices=("linear", "constant"),
+    )
+    max_gradient_norm: float = _option("clips the gradient; inf does not", source=_A2C, type=float)
+    hidden: tuple[int, ...] = _option(
+        "tanh layers for vector observations; images get the Nature CNN",
+        default=(64, 64),
+        type=_count,
+        nargs="+",
+    )
+    dtype: str = _option(
+        "the network computes in", default="float32", choices=("float32", "bfloat16")
+    )
+
+    value_coef: float = _option(
+        "c, the weight of the value loss",
+        source="§6.3: 0.5",
+        group="on-policy",
+        only=("a2c", "a2c_naive", "soft_q", "pgq", "natural_pg"),
+        type=float,
+    )
+    damping: float = _option(
+        "λ of the natural gradient", group="on-policy", only=NATURAL, type=float
+    )
+    solver: str = _option(
+        "of the natural gradient", group="on-policy", only=NATURAL, choices=("gram", "cg")
+    )
+
+    capacity: int = _option(
+        "transitions in the replay; a million of Atari are 7.1 GB on the device",
+        source=_DQN,
+        group="replay",
+        only=REPLAY,
+        type=_count,
+    )
+    batch_size: int = _option(
+        "of a gradient step", source=_DQN, group="replay", only=REPLAY, type=_count
+    )
+    steps_per_gradient: int = _option(
+        "environment steps for each gradient step",
+        source=_DQN,
+        group="replay",
+        only=REPLAY,
+        type=_count,
+    )
+    learning_starts: int = _option(
+        "environment steps before the first gradient step",
+        source=_DQN,
+        group="replay",
+        only=REPLAY,
+        type=_count,
+    )
+    target_period: int = _option(
+        "environment steps between copies to the target network",
+        source=_DQN,
+        group="replay",
+        only=REPLAY,
+        type=_count,
+    )
+    epsilon: float = _option(
+        "the last ε of the exploration", source=_DQN, group="replay", only=REPLAY, type=float
+    )
+    epsilon_share: float = _option(
+        "share of the steps over which ε falls from 1",
+        source=_DQN,
+        group="replay",
+        only=REPLAY,
+        type=float,
+    )
+
+    episodic_life: bool = _option(
+        "a lost life is a terminal for learning (Atari)",
+        source=_A2C,
+        group="environment",
+        action=argparse.BooleanOptionalAction,
+    )
+    reward_clip: bool = _option(
+        "learn from the sign of the reward; scores stay raw (Atari)",
+        source=_A2C,
+        group="environment",
+        action=argparse.BooleanOptionalAction,
+    )
+    max_episode_steps: int = _option(
+        "time limit of a game; None is EnvPool's", group="environment", type=_count
+    )
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a run is carried out, which does not change what it computes."""
+
+    out: Path = _option("folder of the run", type=Path)
+    resume: bool = _option(
+        "go on from the newest checkpoint of --out, or begin if there is none",
+        default=False,
+        action="store_true",
+    )
+    driver: str = _option(
+        "step the emulators inside the compiled program, or from the host",
+        default="auto",
+        choices=("auto", "graph", "host"),
+    )
+    env_threads: int = _option("emulator threads; 0 is one a core", default=0, type=_count)
+    report_every: int = _option(
+        "steps between rows of metrics.csv; None is a hundredth of the run", type=_count
+    )
+    checkpoint_seconds: float = _option("between checkpoints", default=300.0, type=float)
+    keep: int = _option("checkpoints kept", default=3, type=_count)
+    save_replay: bool = _option(
+        "put the replay into the checkpoints; otherwise it is refilled after --resume",
+        default=False,
+        action=argparse.BooleanOptionalAction,
+    )
+    on_nan: str = _option(
+        "at a gradient that is not finite, which is never applied: stop, or skip it and go on",
+        default="stop",
+        choices=("stop", "skip"),
+    )
+    video: Path = _option("also record a game of the trained agent to this file", type=Path)
+    quiet: bool = _option("no progress", default=False, action="store_true")
+
+
+_COMMON = {"prior": "uniform", "tau": 0.01, "discount": 0.99}
+_IMAGE_ON_POLICY = _COMMON | {
+    "num_envs": 16,
+    "rollout_length": 5,
+    "optimiser": "rmsprop",
+    "learning_rate": 7e-4,
+    "schedule": "linear",
+    "max_gradient_norm": 0.5,
+    "value_coef": 0.5,
+    "damping": 1e-2,
+    "solver": "gram",
+}
+_IMAGE_REPLAY = _COMMON | {
+    "num_envs": 8,
+    "rollout_length": 4,
+    "n": 1,
+    "tau": 0.1,
+    "optimiser": "adam",
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "max_gradient_norm": 10.0,
+    "capacity": 1_000_000,
+    "batch_size": 32,
+    "steps_per_gradient": 4,
+    "learning_starts": 10_000,
+    "target_period": 10_000,
+    "epsilon": 0.01,
+    "epsilon_share": 0.1,
+}
+# Small games: found by trial, on the games of the tests.
+_VECTOR_ON_POLICY = _IMAGE_ON_POLICY | {
+    "rollout_length": 16,
+    "optimiser": "adam",
+    "learning_rate": 3e-3,
+}
+_VECTOR_REPLAY = _IMAGE_REPLAY | {
+    "capacity": 50_000,
+    "learning_rate": 1e-3,
+    "learning_starts": 1_000,
+    "target_period": 500,
+}
+_BY_ALGORITHM: dict[str, dict[str, Any]] = {
+    "dqn": {"tau": 0.0},
+    "soft_dqn_entropy": {"prior": "counting"},
+    "damped_q": {"optimiser": "sgd", "learning_rate": 0.3},
+    "natural_pg": {"optimiser": "sgd", "learning_rate": 0.3},
+}
+
+
+def defaults(algorithm: str, images: bool) -> dict[str, Any]:
+    """What the flags left open come to."""
+    if algorithm in REPLAY:
+        table = _IMAGE_REPLAY if images else _VECTOR_REPLAY
+    else:
+        table = _IMAGE_ON_POLICY if images else _VECTOR_ON_POLICY
+    atari = {"episodic_life": True, "reward_clip": True} if images else {}
+    return table | atari | _BY_ALGORITHM.get(algorithm, {})
+
+
+def complete(config: Config, images: bool) -> Config:
+    """Fills in what was left open, and refuses what does not fit together."""
+    table = defaults(config.algorithm, images)
+    values = dataclasses.asdict(config)
+    for spec in dataclasses.fields(Config):
+        only, given = spec.metadata["only"], values[spec.name]
+        if only and config.algorithm not in only:
+            if given is not None:
+                raise ConfigError(
+                    f"{flag(spec.name)} {given} does not go with --algorithm {config.algorithm}; "
+                    f"it belongs to {', '.join(only)}. Leave it out."
+                )
+        elif given is None:
+            values[spec.name] = table.get(spec.name)
+    if values["n"] is None:
+        values["n"] = values["rollout_length"]
+    complete = Config(**values)
+    _validate(complete)
+    return complete
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be run, with what to do about it."""
+
+
+def _validate(c: Config) -> None:
+    def demand(holds: bool, problem: str, mend: str) -> None:
+        if not holds:
+            raise ConfigError(f"{problem} {mend}")
+
+    counts = ("steps", "num_envs", "rollout_length", "n", "capacity", "batch_size")
+    for name in (*counts, "steps_per_gradient", "learning_starts", "target_period"):
+        value = getattr(c, name)
+        demand(
+            value is None or value >= 1,
+            f"{flag(name)} {value} is less than 1.",
+            "Give a count of at least 1.",
+        )
+    for name, low, high in (
+        ("discount", 0.0, 1.0),
+        ("tau", 0.0, float("inf")),
+        ("learning_rate", 0.0, float("inf")),
+        ("max_gradient_norm", 0.0, float("inf")),
+        ("damping", 0.0, float("inf")),
+        ("value_coef", 0.0, float("inf")),
+        ("epsilon", 0.0, 1.0),
+        ("epsilon_share", 0.0, 1.0),
+    ):
+        value = getattr(c, name)
+        demand(
+            value is None or low <= value <= high,
+            f"{flag(name)} {value} is outside [{low:g}, {high:g}].",
+            "Give a number inside.",
+        )
+    demand(
+        len(set(c.seeds)) == len(c.seeds),
+        f"--seeds {' '.join(map(str, c.seeds))} names a seed twice.",
+        "Give each once.",
+    )
+    demand(
+        all(0 <= seed < 2**16 for seed in c.seeds),
+        f"--seeds {' '.join(map(str, c.seeds))} leaves the range 0 … 65535.",
+        "Give others.",
+    )
+    per_update = c.num_envs * c.rollout_length
+    demand(
+        c.steps >= per_update,
+        f"--steps {c.steps:_} is less than one update, {c.num_envs} environments x "
+        f"{c.rollout_length} steps.",
+        f"Give at least {per_update}.",
+    )
+    if c.algorithm in ("nstep_soft_q", "damped_q", "natural_pg", "soft_dqn_kl", "soft_dqn_entropy"):
+        demand(
+            c.tau > 0,
+            f"--tau {c.tau:g} with --algorithm {c.algorithm}: at 0 there is no soft policy.",
+            "Give a positive τ" + (", or --algorithm dqn." if "dqn" in c.algorithm else "."),
+        )
+    if c.algorithm == "dqn":
+        demand(
+            c.tau == 0,
+            f"--tau {c.tau:g} with --algorithm dqn, whose maximum is hard.",
+            "Use --algorithm soft_dqn_kl or soft_dqn_entropy.",
+        )
+    for name in REPLAY:
+        demand(
+            c.algorithm != name
+            or (c.prior == "counting") == (name == "soft_dqn_entropy")
+            or name == "dqn",
+            f"--prior {c.prior} with --algorithm {name}.",
+            "uniform is soft_dqn_kl, counting is soft_dqn_entropy: leave --prior out.",
+        )
+    if c.algorithm in REPLAY:
+        demand(
+            per_update % c.steps_per_gradient == 0,
+            f"--steps-per-gradient {c.steps_per_gradient} does not divide the {per_update} steps "
+            f"of an update ({c.num_envs} environments x {c.rollout_length}).",
+            "Change one of the three.",
+        )
+        demand(
+            c.capacity >= c.learning_starts,
+            f"--capacity {c.capacity:_} is less than --learning-starts {c.learning_starts:_}.",
+            "Learning would start with a replay that has already lost data: raise the capacity.",
+        )
+    elif c.n > c.rollout_length:
+        raise ConfigError(
+            f"--n {c.n} is longer than --rollout-length {c.rollout_length}. "
+            "An n-step return ends with its rollout: lengthen that, or give a smaller n."
+        )
+
+
+def flag(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """The settings as plain values, without those that do not apply."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+        if value is not None
+    }
+
+
+def from_json(values: Mapping[str, Any]) -> Config:
+    """The settings of a `config.json`."""
+    known = {spec.name for spec in dataclasses.fields(Config)}
+    unknown = sorted(set(values) - known - {"version"})
+    if unknown:
+        raise ConfigError(
+            f"config.json has the unknown settings {', '.join(unknown)}: it is of another version. "
+            "Begin anew in another folder."
+        )
+    given = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+    return Config(**{spec.name: given.get(spec.name) for spec in dataclasses.fields(Config)})
+
+
+class _Parser(argparse.ArgumentParser):
+    """Suggests the flag that an unknown one may have meant."""
+
+    def error(self, message: str) -> Any:
+        if message.startswith("unrecognized arguments"):
+            flags = [x for action in self._actions for x in action.option_strings]
+            for word in message.split()[2:]:
+                if word.startswith("--"):
+                    wanted = word.split("=")[0].replace("_", "-")
+                    near = difflib.get_close_matches(wanted, flags, n=3)
+                    message += f"\n  {word}: did you mean {' or '.join(near)}?" if near else ""
+        super().error(message)
+
+
+def parser(prog: str = "python -m experiments.train") -> argparse.ArgumentParser:
+    """The command line of a run."""
+    names = "\n".join(f"  {name:<18}{text}" for name, text in DESCRIPTIONS.items())
+    out = _Parser(
+        prog=prog,
+        description="Trains one algorithm on one game, for any number of seeds side by side.",
+        epilog=f"algorithms:\n{names}\n\n"
+        "Defaults are given as Atari / small games (vector observations), and are those of the "
+        "algorithm's\nfamily; [sources] in brackets. Everything is written to --out: config.json, "
+        "metrics.csv, curve.png,\ncheckpoints/, tensorboard/. SIGINT and SIGTERM save and leave; "
+        "--resume goes on.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for cls in (Config, Runtime):
+        for spec in dataclasses.fields(cls):
+            meta = spec.metadata
+            title = "running" if cls is Runtime else meta["group"]
+            group = groups.setdefault(title, out.add_argument_group(title))
+            options = dict(meta["parser"])
+            if "action" not in options:
+                options["metavar"] = (
+                    None if "choices" in options else spec.name.split("_")[-1].upper()
+                )
+            if spec.name in ("game", "algorithm", "steps"):
+                options["help"] = meta["help"]
+            else:
+                options["help"] = _help(spec, cls is Config)
+            group.add_argument(flag(spec.name), dest=spec.name, default=None, **options)
+    return out
+
+
+def _help(spec: dataclasses.Field[Any], is_config: bool) -> str:
+    meta = spec.metadata
+    default = spec.default
+    shown = "" if default is None or default is MISSING else _word(default)
+    if is_config and default is None:
+        on_policy = [defaults("a2c", images).get(spec.name) for images in (True, False)]
+        replay = [defaults("soft_dqn_kl", images).get(spec.name) for images in (True, False)]
+        pairs = [replay] if meta["only"] == REPLAY else [on_policy]
+        if not meta["only"] and replay != on_policy and replay[0] is not None:
+            pairs.append(replay)
+        words = [" / ".join(dict.fromkeys(map(_word, p))) for p in pairs if p[0] is not None]
+        shown = "; with a replay ".join(words)
+        if spec.name == "n":
+            shown = "the rollout; with a replay 1"
+    parts = [meta["help"]]
+    if shown:
+        parts.append(f"({shown})" if not meta["help"] else f"(default {shown})")
+    if meta["only"] and meta["only"] != REPLAY:
+        parts.append("only " + ", ".join(meta["only"]))
+    if meta["source"]:
+        parts.append(f"[{meta['source']}]")
+    return " ".join(x for x in parts if x).replace("%", "%%")
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:_}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def parse(words: Sequence[str] | None = None) -> tuple[Config, Runtime]:
+    """Config and runtime of a command line; with --resume the folder's own config fills the gaps.
+
+    Given settings must agree with the folder's; the checkpoint names those that do not.
+    """
+    out = parser()
+    given = vars(out.parse_args(words))
+    if given["out"] is None:
+        out.error("--out is missing: the folder to write to")
+    saved = given["out"] / "config.json"
+    if given["resume"] and saved.exists():
+        before = json.loads(saved.read_text())
+        before.pop("version", None)
+        config = dataclasses.asdict(from_json(before))
+    else:
+        config = {spec.name: spec.default for spec in dataclasses.fields(Config)}
+        for name in ("game", "algorithm", "steps"):
+            if given[name] is None:
+                out.error(f"{flag(name)} is missing")
+    for name in config:
+        if given[name] is not None:
+            value = given[name]
+            config[name] = tuple(value) if isinstance(value, list) else value
+    runtime = {
+        spec.name: spec.default if given[spec.name] is None else given[spec.name]
+        for spec in dataclasses.fields(Runtime)
+    }
+    return Config(**config), Runtime(**runtime)
+
+
+def stop_with(message: object) -> int:
+    """Says why a command ends, and is its exit status."""
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,297 @@
+"""The training loop: act, step, learn, for many seeds and many updates in one call.
+
+`GraphLoop` compiles all of it into one program; `HostLoop` steps the emulators from the host, for
+devices that they cannot be stepped on. Both take a `Learner`, train S independent seeds side by
+side, and give the same results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxsoft import _checks
+from jaxsoft.environments import Answer, Environment, HostEnvPool, Memory, Step, interpret
+from jaxsoft.learner import Learner, Metrics
+from jaxsoft.rollout import Finished, Games, Rollout, assemble, no_games, score
+
+__all__ = ["Actors", "GraphLoop", "HostLoop", "Report", "TrainState", "initial"]
+
+
+class TrainState(NamedTuple):
+    """All that learning depends on, and what a checkpoint holds; leading axis S.
+
+    Attributes:
+      learner: the learner's state.
+      key: [S].
+      updates: rollouts learned from, [].
+    """
+
+    learner: Any
+    key: Array
+    updates: Array
+
+
+class Actors(NamedTuple):
+    """The environments' side, which only begins anew after a restart."""
+
+    environment: Any
+    step: Step
+    games: Games
+
+
+class Report(NamedTuple):
+    """Sums over a call's updates, still on the device; leading axis S.
+
+    Attributes:
+      metrics: the learner's, each times the gradient steps of its update.
+      finished: games finished.
+    """
+
+    metrics: Metrics
+    finished: Finished
+
+
+def initial(learner: Learner, seeds: Sequence[int]) -> TrainState:
+    """The state at the start; seed s gets what it would get alone."""
+
+    def one(key: Array) -> tuple[Any, Array]:
+        key, init_key = jax.random.split(key)
+        return learner.init(init_key), key
+
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    states, keys = over_seeds(jax.jit(one), len(seeds))(keys)
+    return TrainState(states, keys, jnp.zeros((), jnp.int32))
+
+
+def over_seeds(f: Callable[..., Any], seeds: int, in_axes: Any = 0) -> Callable[..., Any]:
+    """`vmap` over S seeds, which costs a single seed nothing."""
+    if seeds > 1:
+        return jax.vmap(f, in_axes)
+
+    def alone(*args: Any) -> Any:
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        taken = [
+            jax.tree.map(lambda x, a=axis: jnp.squeeze(x, a), arg)
+            for arg, axis in zip(args, axes, strict=True)
+        ]
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], f(*taken))
+
+    return alone
+
+
+class GraphLoop:
+    """Everything in one compiled program.
+
+    Args:
+      environment: an `Environment`; its step is traced into the program.
+      learner: a `Learner`.
+      length: T, steps of each environment between updates.
+    """
+
+    def __init__(self, environment: Environment, learner: Learner, *, length: int) -> None:
+        self.environment = environment
+        self.learner = learner
+        self.length = _checks.count("GraphLoop", "length", length)
+        self.batch_shape = environment.batch_shape
+        # The number of updates is data: a shorter last call compiles nothing anew.
+        self._run = jax.jit(self._updates, donate_argnums=0)
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps of one seed in one update."""
+        return self.length * self.batch_shape[1]
+
+    def start(self) -> Actors:
+        """Fresh games."""
+        state, step = self.environment.reset()
+        return Actors(state, step, no_games(self.batch_shape))
+
+    def run(
+        self, state: TrainState, actors: Actors, updates: int
+    ) -> tuple[TrainState, Actors, Report]:
+        """Acts and learns for a number of updates; `state` is used up."""
+        return self._run(state, actors, updates)  # type: ignore[no-any-return]
+
+    def _updates(
+        self, state: TrainState, actors: Actors, updates: Array
+    ) -> tuple[TrainState, Actors, Report]:
+        _, _, shapes = jax.eval_shape(self._update, state, actors)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def update(_: Array, carry: Any) -> Any:
+            state, actors, sums = carry
+            state, actors, report = self._update(state, actors)
+            return state, actors, jax.tree.map(jnp.add, sums, report)
+
+        return jax.lax.fori_loop(0, updates, update, (state, actors, nothing))  # type: ignore[no-any-return]
+
+    def _update(self, state: TrainState, actors: Actors) -> tuple[TrainState, Actors, Report]:
+        keys = _split(state.key)
+
+        def step(carry: tuple[Any, Step], keys: Array) -> tuple[tuple[Any, Step], Any]:
+            environment, now = carry
+            action = _act(self.learner, self.batch_shape, state, now.observation, keys)
+            environment, then = self.environment.step(environment, action)
+            return (environment, then), (action, then)
+
+        (environment, last), (action, steps) = jax.lax.scan(
+            step, (actors.environment, actors.step), _keys_of_steps(keys.act, self.length)
+        )
+        games, finished = score(actors.games, steps)
+        rollout = assemble(actors.step, action, steps)
+        state, metrics = _learn(self.learner, state, rollout, keys)
+        return state, Actors(environment, last, games), Report(metrics, finished)
+
+
+class HostLoop:
+    """The emulators driven from the host: while the device acts for one pool, the others emulate.
+
+    Args:
+      pools: parts of the N environments, in their order; two overlap acting and emulation.
+      learner: a `Learner`.
+      length: T.
+    """
+
+    def __init__(self, pools: Sequence[HostEnvPool], learner: Learner, *, length: int) -> None:
+        if not pools or len({pool.batch_shape[0] for pool in pools}) > 1:
+            raise _checks.fail(
+                "HostLoop",
+                f"pools of shapes {[pool.batch_shape for pool in pools]}",
+                "at least one pool, and the same number of seeds in all of them",
+                "Make them with the same `seeds` and disjoint `part`s.",
+            )
+        self.pools = tuple(pools)
+        self.learner = learner
+        self.length = _checks.count("HostLoop", "length", length)
+        ends = np.cumsum([pool.batch_shape[1] for pool in pools]).tolist()
+        self.batch_shape = (pools[0].batch_shape[0], ends[-1])
+        self._parts = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+        self._keys = jax.jit(lambda key: _keys_of_steps(_split(key).act, self.length))
+        self._act = jax.jit(self._act_for, static_argnames="part")
+        self._interpret = jax.jit(interpret)
+        self._learn = jax.jit(self._learn_from, donate_argnums=0)
+
+    steps_per_update = GraphLoop.steps_per_update
+
+    def start(self) -> Actors:
+        """Fresh games."""
+        started = [pool.reset() for pool in self.pools]
+        step = _join([step for _, step in started])
+        return Actors([memory for memory, _ in started], step, no_games(self.batch_shape))
+
+    def run(
+        self, state: TrainState, actors: Actors, updates: int
+    ) -> tuple[TrainState, Actors, Report]:
+        """Acts and learns for a number of updates; `state` is used up."""
+        reports = []
+        for _ in range(updates):
+            state, actors, report = self._update(state, actors)
+            reports.append(report)
+        return state, actors, jax.tree.map(lambda *x: sum(x), *reports)
+
+    def _update(self, state: TrainState, actors: Actors) -> tuple[TrainState, Actors, Report]:
+        keys = self._keys(state.key)
+        count = len(self.pools)
+        memories = list(actors.environment)
+        actions: list[list[Array]] = [[] for _ in range(count)]
+        steps: list[list[Step]] = [[] for _ in range(count)]
+
+        def send(i: int, t: int, observation: Array) -> None:
+            action = self._act(
+                state, observation, keys[t], part=(self._parts[i].start, self._parts[i].stop)
+            )
+            actions[i].append(action)
+            self.pools[i].send(np.asarray(action))
+
+        for i, part in enumerate(self._parts):
+            send(i, 0, actors.step.observation[:, part])
+        for t in range(1, self.length + 1):
+            for i, pool in enumerate(self.pools):
+                answer = jax.device_put(pool.recv())
+                memories[i], step = self._interpret(memories[i], answer)
+                steps[i].append(step)
+                if t < self.length:
+                    send(i, t, step.observation)
+        state, step, games, report = self._learn(state, actors.step, actors.games, actions, steps)
+        return state, Actors(memories, step, games), report
+
+    def _act_for(
+        self, state: TrainState, observation: Array, keys: Array, part: tuple[int, int]
+    ) -> Array:
+        return _act(self.learner, self.batch_shape, state, observation, keys, slice(*part))
+
+    def _learn_from(
+        self,
+        state: TrainState,
+        start: Step,
+        games: Games,
+        actions: list[list[Array]],
+        steps: list[list[Step]],
+    ) -> tuple[TrainState, Step, Games, Report]:
+        action = jnp.concatenate([jnp.stack(x) for x in actions], axis=2)
+        over_time = [jax.tree.map(lambda *x: jnp.stack(x), *part) for part in steps]
+        joined = _join(over_time, axis=2)
+        games, finished = score(games, joined)
+        rollout = assemble(start, action, joined)
+        state, metrics = _learn(self.learner, state, rollout, _split(state.key))
+        last = jax.tree.map(lambda x: x[-1], joined)
+        return state, last, games, Report(metrics, finished)
+
+
+class _Keys(NamedTuple):
+    next: Array
+    act: Array
+    learn: Array
+
+
+def _split(key: Array) -> _Keys:
+    """One update's keys of each seed, [S] each."""
+    return _Keys(*jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(key), 1, 0))
+
+
+def _keys_of_steps(key: Array, length: int) -> Array:
+    """[S] -> [T, S]."""
+    return jax.vmap(lambda k: jax.random.split(k, length), out_axes=1)(key)
+
+
+def _act(
+    learner: Learner,
+    batch_shape: tuple[int, int],
+    state: TrainState,
+    observation: Array,
+    key: Array,
+    part: slice = slice(None),
+) -> Array:
+    """Actions [S, n] of a part of the environments, which no other part has an influence on."""
+    seeds, environments = batch_shape
+
+    def one(state: Any, observation: Array, key: Array) -> Array:
+        keys = jax.random.split(key, environments)
+        return learner.act(state, observation, keys[part])
+
+    return over_seeds(one, seeds)(state.learner, observation, key)  # type: ignore[no-any-return]
+
+
+def _learn(
+    learner: Learner, state: TrainState, rollout: Rollout, keys: _Keys
+) -> tuple[TrainState, Metrics]:
+    seeds = len(keys.next)
+    learned, metrics = over_seeds(learner.update, seeds, (0, 1, 0))(
+        state.learner, rollout, keys.learn
+    )
+    updates = metrics["updates"]
+    summed = {
+        name: x if name == "updates" else jnp.where(updates > 0, x * updates, 0)
+        for name, x in metrics.items()
+    }
+    return TrainState(learned, keys.next, state.updates + 1), summed
+
+
+def _join(steps: Sequence[Step], axis: int = 1) -> Step:
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=axis), *steps)  # type: ignore[no-any-return]

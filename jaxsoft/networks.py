@@ -1,0 +1,203 @@
+"""Flax networks from observations to action values, or to state values and policies.
+
+Every network takes observations with any leading axes and returns float32 (or wider) outputs,
+whatever `dtype` it computes in: q [..., A], or (v [...], log_pi [..., A]). Initialisation is
+orthogonal, with the gains of the A2C that the paper used: √2 in the torso, 0.01 for the policy,
+1 for values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxsoft import _checks
+
+__all__ = ["MLP", "ActorCritic", "Conv", "NatureCNN", "QNetwork", "torso_for"]
+
+orthogonal = nn.initializers.orthogonal
+
+
+class Conv(nn.Module):
+    """A convolution without padding, channels last, [N, H, W, C] -> [N, H', W', features].
+
+    On a CPU it is computed as a sum of matrix products, one per offset of the kernel, after the
+    stride has been moved into the channels: XLA's own convolution uses one core there, and its
+    gradient falls to a naive loop inside `scan`. Elsewhere it is the native convolution. The
+    kernel is [k, k, C, features] either way, so that parameters move between devices.
+
+    Attributes:
+      features: output channels.
+      kernel: k.
+      stride: s; must divide k.
+      native: `None` chooses by platform.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+    native: bool | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Convolves."""
+        k, s = self.kernel, self.stride
+        size = x.shape[1:3]
+        if min(size) < k or k % s:
+            raise _checks.fail(
+                "networks.Conv",
+                f"images of {size[0]} x {size[1]} for kernel {k}, stride {s}",
+                "images no smaller than the kernel, and a kernel that the stride divides",
+                "Use a torso made for this size (networks.MLP, or your own module).",
+            )
+        w = self.param("kernel", orthogonal(np.sqrt(2)), (k, k, x.shape[-1], self.features))
+        b = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, w, b = x.astype(self.dtype), w.astype(self.dtype), b.astype(self.dtype)
+        if self.native is not None:
+            y = _native(x, w, s) if self.native else _shifted_products(x, w, s)
+        else:
+            y = jax.lax.platform_dependent(
+                x,
+                w,
+                cpu=lambda x, w: _shifted_products(x, w, s),
+                default=lambda x, w: _native(x, w, s),
+            )
+        return y + b[None, None, None]
+
+
+def _native(x: Array, w: Array, stride: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, w, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _shifted_products(x: Array, w: Array, stride: int) -> Array:
+    k, channels, features = w.shape[0] // stride, w.shape[2], w.shape[3]
+    n, height, width = x.shape[0], x.shape[1] // stride, x.shape[2] // stride
+    x = x[:, : height * stride, : width * stride]
+    x = x.reshape(n, height, stride, width, stride, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height, width, stride * stride * channels)
+    w = w.reshape(k, stride, k, stride, channels, features)
+    w = w.transpose(0, 2, 1, 3, 4, 5).reshape(k, k, stride * stride * channels, features)
+    rows, columns = height - k + 1, width - k + 1
+    shifts = [(i, j) for i in range(k) for j in range(k)]
+    return sum(jnp.dot(x[:, i : i + rows, j : j + columns], w[i, j]) for i, j in shifts)  # type: ignore[return-value]
+
+
+class NatureCNN(nn.Module):
+    """The network of the Nature DQN, from uint8 images [N, C, H, W] as EnvPool gives them.
+
+    Convolutions 32 × 8/4, 64 × 4/2, 64 × 3/1 and a layer of 512, rectified: features [N, 512].
+
+    Reference: Mnih et al. (2015), *Human-level control through deep reinforcement learning*.
+    """
+
+    dtype: Any = jnp.float32
+    native: bool | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Features of a batch of images."""
+        x = x.transpose(0, 2, 3, 1).astype(self.dtype) / 255
+        for features, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            x = nn.relu(Conv(features, kernel, stride, self.dtype, self.native)(x))
+        return nn.relu(_dense(512, np.sqrt(2), self.dtype)(x.reshape(x.shape[0], -1)))
+
+
+class MLP(nn.Module):
+    """Layers of tanh units on flattened observations [N, ...]: features [N, hidden[-1]]."""
+
+    hidden: Sequence[int] = (64, 64)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Features of a batch of vectors."""
+        x = x.reshape(x.shape[0], -1).astype(self.dtype)
+        for size in self.hidden:
+            x = nn.tanh(_dense(size, np.sqrt(2), self.dtype)(x))
+        return x
+
+
+class ActorCritic(nn.Module):
+    """State value and policy on one trunk: (v [...], log_pi [..., A]).
+
+    The same network serves the tied action values Q = V + τ log(π/π̄) of §6.3.
+
+    Attributes:
+      torso: a module from [N, *O] to features [N, F].
+      num_actions: A.
+      observation_ndim: axes of one observation.
+    """
+
+    torso: nn.Module
+    num_actions: int
+    observation_ndim: int
+
+    @nn.compact
+    def __call__(self, observation: Array) -> tuple[Array, Array]:
+        """Values and log-probabilities at observations [..., *O]."""
+        leading, x = _features(self.torso, observation, self.observation_ndim)
+        v = _dense(1, 1.0, x.dtype, name="value")(x)
+        logits = _dense(self.num_actions, 0.01, x.dtype, name="policy")(x)
+        v, logits = _wide(v), _wide(logits)
+        log_pi = jax.nn.log_softmax(logits)
+        return v.reshape(leading), log_pi.reshape(*leading, self.num_actions)
+
+
+class QNetwork(nn.Module):
+    """Action values q [..., A]; the attributes are those of `ActorCritic`."""
+
+    torso: nn.Module
+    num_actions: int
+    observation_ndim: int
+
+    @nn.compact
+    def __call__(self, observation: Array) -> Array:
+        """Action values at observations [..., *O]."""
+        leading, x = _features(self.torso, observation, self.observation_ndim)
+        q = _wide(_dense(self.num_actions, 1.0, x.dtype, name="action_values")(x))
+        return q.reshape(*leading, self.num_actions)
+
+
+def torso_for(
+    observation_shape: Sequence[int],
+    observation_dtype: Any,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    dtype: Any = jnp.float32,
+    native: bool | None = None,
+) -> nn.Module:
+    """The usual torso: `NatureCNN` for images of bytes [C, H, W], an `MLP` for all else."""
+    if len(observation_shape) == 3 and jnp.dtype(observation_dtype) == jnp.uint8:
+        return NatureCNN(dtype=dtype, native=native)
+    return MLP(tuple(hidden), dtype=dtype)
+
+
+def _dense(size: int, gain: float, dtype: Any, name: str | None = None) -> nn.Dense:
+    return nn.Dense(size, dtype=dtype, kernel_init=orthogonal(gain), name=name)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(_checks.computing_dtype(x.dtype))
+
+
+def _features(
+    torso: Callable[[Array], Array], observation: Array, ndim: int
+) -> tuple[tuple[int, ...], Array]:
+    if observation.ndim < ndim:
+        raise _checks.fail(
+            "networks",
+            f"an observation {list(observation.shape)}",
+            f"at least {ndim} axes, as one observation has",
+            "Hand the network whole observations; leading axes are optional.",
+        )
+    leading = observation.shape[: observation.ndim - ndim]
+    return leading, torso(observation.reshape(-1, *observation.shape[observation.ndim - ndim :]))
