@@ -111,6 +111,12 @@ def learner(config: Config, about: environments.About) -> Learner:
     )
 
 
+def in_turn(config: Config, about: environments.About) -> bool:
+    """Whether seeds had better learn one after the other: solves have conditions in them."""
+    fills = len(about.observation_shape) == 3 and jax.default_backend() == "cpu"
+    return config.algorithm in NATURAL or fills
+
+
 def loop(
     config: Config, about: environments.About, *, driver: str = "auto", threads: int = 0
 ) -> GraphLoop | HostLoop:
@@ -119,10 +125,11 @@ def loop(
         driver = "graph" if environments.runs_in_graph() else "host"
     shared: dict[str, Any] = {"num_envs": config.num_envs, "seeds": config.seeds}
     shared |= options(config, about) | {"num_threads": threads}
+    how: dict[str, Any] = {"length": config.rollout_length, "in_turn": in_turn(config, about)}
     if driver == "graph":
         pool = environments.EnvPool(config.game, **shared)
-        return GraphLoop(pool, learner(config, about), length=config.rollout_length)
+        return GraphLoop(pool, learner(config, about), **how)
     half = config.num_envs // 2
     parts = [(0, half), (half, config.num_envs)] if half else [(0, config.num_envs)]
     pools = [environments.HostEnvPool(config.game, part=part, **shared) for part in parts]
-    return HostLoop(pools, learner(config, about), length=config.rollout_length)
+    return HostLoop(pools, learner(config, about), **how)

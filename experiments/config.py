@@ -259,6 +259,7 @@ _VECTOR_ON_POLICY = _IMAGE_ON_POLICY | {
     "rollout_length": 16,
     "optimiser": "adam",
     "learning_rate": 3e-3,
+    "solver": "cg",
 }
 _VECTOR_REPLAY = _IMAGE_REPLAY | {
     "capacity": 50_000,

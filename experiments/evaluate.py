@@ -84,7 +84,7 @@ def play(
         seeds=[seed + s for s in config.seeds],
         **(assembly.options(config, about, playing=True) | options),
     )
-    policy = jax.jit(over_seeds(_policy(trained, greedy), len(config.seeds)))
+    policy = jax.jit(over_seeds(_policy(trained, greedy), len(config.seeds), [0, 0, 0]))
     understand = jax.jit(environments.interpret)
     keys = jnp.stack([jax.random.key(seed + s) for s in config.seeds])
     memory, step = pool.reset()

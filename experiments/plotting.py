@@ -126,7 +126,8 @@ def learning_curve(
         if not longest:
             axes.set_xticks([])
         axes.text(
-            *(0.5, 0.5),
+            0.5,
+            0.5,
             "no game has finished yet",
             transform=axes.transAxes,
             ha="center",

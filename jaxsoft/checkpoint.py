@@ -105,11 +105,16 @@ class Checkpoints:
         latest = self.latest()
         if latest is not None:
             self._check_settings(_read(self._directory, latest))
+        # Where Orbax cannot make its directories in the background, its threads wait for them for
+        # minutes, and the process cannot end.
+        options = ocp.AsyncOptions(timeout_secs=_TIMEOUT, create_directories_asynchronously=False)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
-                about=ocp.JsonCheckpointHandler(), state=ocp.PyTreeCheckpointHandler()
+                composite_options=ocp.CompositeOptions(async_options=options),
+                about=ocp.JsonCheckpointHandler(),
+                state=ocp.PyTreeCheckpointHandler(),
             ),
-            timeout_secs=_TIMEOUT,
+            async_options=options,
         )
 
     def save(self, step: int, state: PyTree) -> None:
@@ -136,7 +141,7 @@ class Checkpoints:
             raise _checks.fail(
                 "Checkpoints.save",
                 f"step {step}, having last saved or restored {before}, for {self._directory} with "
-                f"the checkpoints {steps}, opened with write={self._write}",
+                f"the checkpoints {steps}, open for writing: {self._write}",
                 "a later step, in a directory that has none or that one was restored from",
                 "Restore the step to go on from, or choose another --out.",
             )
@@ -145,7 +150,7 @@ class Checkpoints:
             version=self._version,
             config=self._config,
             leaves={name: _describe(name, leaf) for name, leaf in leaves.items()},
-            keys={name: jax.random.key_impl(x) for name, x in leaves.items() if _is_key(x)},
+            keys={name: str(jax.random.key_impl(x)) for name, x in leaves.items() if _is_key(x)},
         )
         # Orbax takes neither an array of no elements nor a tree of no arrays.
         arrays = {name: _copy(leaf) for name, leaf in leaves.items() if np.size(leaf)}
@@ -216,7 +221,7 @@ class Checkpoints:
         if given != about.leaves:
             raise _checks.fail(
                 "Checkpoints.restore",
-                f"a `like` that differs from {self._directory / str(step)} in "
+                f"a `like` that differs from {self._directory / str(step)} in:"
                 + _differences(given, about.leaves),
                 "the structure that was saved",
                 "Use the networks and settings of that run, or choose another --out.",
@@ -243,6 +248,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what was saved, then ends the background work."""
+        self._write = False
         try:
             self.wait()
         finally:
@@ -260,7 +266,7 @@ class Checkpoints:
         if given != stored:
             raise _checks.fail(
                 "Checkpoints",
-                f"settings that differ from those of {self._directory} in "
+                f"settings that differ from those of {self._directory} in:"
                 + _differences(given, stored),
                 "the settings its checkpoints were made with",
                 "Use the same settings, or choose another --out.",
@@ -360,7 +366,7 @@ def _differences(given: Mapping[str, str], stored: Mapping[str, str]) -> str:
     ]
     if len(names) > len(lines):
         lines.append(f"and {len(names) - len(lines)} more")
-    return "\n  ".join(["", *lines]) + "\n"
+    return "\n  ".join(["", *lines])
 
 
 def _flatten(tree: PyTree) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
@@ -383,7 +389,7 @@ def _describe(name: str, leaf: Any) -> str:
     )
 
 
-class _Owned(np.ndarray):  # type: ignore[type-arg]
+class _Owned(np.ndarray):
     """Orbax copies the NumPy arrays it is given: gigabytes of a replay, copied a second time."""
 
     def __deepcopy__(self, memo: object) -> _Owned:

@@ -73,8 +73,6 @@ class Environment(Protocol):
     observation_shape: tuple[int, ...]
     """Of one observation."""
     observation_dtype: np.dtype
-    restorable: bool
-    """Whether the state is data: it can be saved, and a restored one continues the game."""
 
     def reset(self) -> tuple[Any, Step]:
         """A state and the first step, outside `jit`."""
@@ -277,8 +275,6 @@ class EnvPool(_Pool):
       part: (low, high), to have only these of the N environments.
       **options: EnvPool's own, such as `episodic_life=True`.
     """
-
-    restorable = False
 
     def __init__(self, game: str, **options: Any) -> None:
         super().__init__(game, **options)

@@ -65,24 +65,26 @@ def initial(learner: Learner, seeds: Sequence[int]) -> TrainState:
         return learner.init(init_key), key
 
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    states, keys = over_seeds(jax.jit(one), len(seeds))(keys)
+    states, keys = over_seeds(jax.jit(one), len(seeds), [0])(keys)
     return TrainState(states, keys, jnp.zeros((), jnp.int32))
 
 
-def over_seeds(f: Callable[..., Any], seeds: int, in_axes: Any = 0) -> Callable[..., Any]:
-    """`vmap` over S seeds, which costs a single seed nothing."""
-    if seeds > 1:
-        return jax.vmap(f, in_axes)
+def over_seeds(
+    f: Callable[..., Any], seeds: int, in_axes: Sequence[int], *, in_turn: bool = False
+) -> Callable[..., Any]:
+    """f for each of S seeds: batched by `vmap`, or one after the other; alone it is f itself."""
 
-    def alone(*args: Any) -> Any:
-        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
-        taken = [
-            jax.tree.map(lambda x, a=axis: jnp.squeeze(x, a), arg)
-            for arg, axis in zip(args, axes, strict=True)
-        ]
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], f(*taken))
+    def apart(*args: Any) -> Any:
+        def first(axis: int, arg: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), arg)
 
-    return alone
+        leading = [first(axis, arg) for axis, arg in zip(in_axes, args, strict=True)]
+        if seeds > 1:
+            return jax.lax.map(lambda now: f(*now), tuple(leading))
+        alone = jax.tree.map(lambda x: x[0], leading)
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], f(*alone))
+
+    return jax.vmap(f, tuple(in_axes)) if seeds > 1 and not in_turn else apart
 
 
 class GraphLoop:
@@ -92,10 +94,16 @@ class GraphLoop:
       environment: an `Environment`; its step is traced into the program.
       learner: a `Learner`.
       length: T, steps of each environment between updates.
+      in_turn: whether the seeds learn one after the other in the place of side by side. That is
+        quicker where one seed fills the device, or where its program has conditions, of which
+        seeds side by side must compute both branches.
     """
 
-    def __init__(self, environment: Environment, learner: Learner, *, length: int) -> None:
+    def __init__(
+        self, environment: Environment, learner: Learner, *, length: int, in_turn: bool = False
+    ) -> None:
         self.environment = environment
+        self.in_turn = in_turn
         self.learner = learner
         self.length = _checks.count("GraphLoop", "length", length)
         self.batch_shape = environment.batch_shape
@@ -145,7 +153,7 @@ class GraphLoop:
         )
         games, finished = score(actors.games, steps)
         rollout = assemble(actors.step, action, steps)
-        state, metrics = _learn(self.learner, state, rollout, keys)
+        state, metrics = _learn(self.learner, state, rollout, keys, self.in_turn)
         return state, Actors(environment, last, games), Report(metrics, finished)
 
 
@@ -156,9 +164,17 @@ class HostLoop:
       pools: parts of the N environments, in their order; two overlap acting and emulation.
       learner: a `Learner`.
       length: T.
+      in_turn: as for `GraphLoop`.
     """
 
-    def __init__(self, pools: Sequence[HostEnvPool], learner: Learner, *, length: int) -> None:
+    def __init__(
+        self,
+        pools: Sequence[HostEnvPool],
+        learner: Learner,
+        *,
+        length: int,
+        in_turn: bool = False,
+    ) -> None:
         if not pools or len({pool.batch_shape[0] for pool in pools}) > 1:
             raise _checks.fail(
                 "HostLoop",
@@ -167,6 +183,7 @@ class HostLoop:
                 "Make them with the same `seeds` and disjoint `part`s.",
             )
         self.pools = tuple(pools)
+        self.in_turn = in_turn
         self.learner = learner
         self.length = _checks.count("HostLoop", "length", length)
         ends = np.cumsum([pool.batch_shape[1] for pool in pools]).tolist()
@@ -239,7 +256,7 @@ class HostLoop:
         joined = _join(over_time, axis=2)
         games, finished = score(games, joined)
         rollout = assemble(start, action, joined)
-        state, metrics = _learn(self.learner, state, rollout, _split(state.key))
+        state, metrics = _learn(self.learner, state, rollout, _split(state.key), self.in_turn)
         last = jax.tree.map(lambda x: x[-1], joined)
         return state, last, games, Report(metrics, finished)
 
@@ -275,14 +292,14 @@ def _act(
         keys = jax.random.split(key, environments)
         return learner.act(state, observation, keys[part])
 
-    return over_seeds(one, seeds)(state.learner, observation, key)  # type: ignore[no-any-return]
+    return over_seeds(one, seeds, [0, 0, 0])(state.learner, observation, key)  # type: ignore[no-any-return]
 
 
 def _learn(
-    learner: Learner, state: TrainState, rollout: Rollout, keys: _Keys
+    learner: Learner, state: TrainState, rollout: Rollout, keys: _Keys, in_turn: bool
 ) -> tuple[TrainState, Metrics]:
     seeds = len(keys.next)
-    learned, metrics = over_seeds(learner.update, seeds, (0, 1, 0))(
+    learned, metrics = over_seeds(learner.update, seeds, [0, 1, 0], in_turn=in_turn)(
         state.learner, rollout, keys.learn
     )
     updates = metrics["updates"]

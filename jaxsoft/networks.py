@@ -36,7 +36,7 @@ class Conv(nn.Module):
       features: output channels.
       kernel: k.
       stride: s; must divide k.
-      native: `None` chooses by platform.
+      native: `None` chooses by the default device when the program is traced.
     """
 
     features: int
@@ -60,15 +60,8 @@ class Conv(nn.Module):
         w = self.param("kernel", orthogonal(np.sqrt(2)), (k, k, x.shape[-1], self.features))
         b = self.param("bias", nn.initializers.zeros, (self.features,))
         x, w, b = x.astype(self.dtype), w.astype(self.dtype), b.astype(self.dtype)
-        if self.native is not None:
-            y = _native(x, w, s) if self.native else _shifted_products(x, w, s)
-        else:
-            y = jax.lax.platform_dependent(
-                x,
-                w,
-                cpu=lambda x, w: _shifted_products(x, w, s),
-                default=lambda x, w: _native(x, w, s),
-            )
+        native = jax.default_backend() != "cpu" if self.native is None else self.native
+        y = _native(x, w, s) if native else _shifted_products(x, w, s)
         return y + b[None, None, None]
 
 

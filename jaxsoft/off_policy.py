@@ -107,8 +107,9 @@ def learner(
     """A learner that acts ε-greedily and takes gradient steps on samples from its replay.
 
     A rollout of T steps brings T·N / `steps_per_update` gradient steps, the k-th of them at
-    environment step k · `steps_per_update` of the rollout. ε and the beginning of learning go by
-    the steps of finished rollouts.
+    environment step k · `steps_per_update` of the rollout. ε goes by the steps of finished
+    rollouts, the beginning of learning by the transitions in the replay: a run that is resumed
+    with an empty one fills it first.
 
     Args:
       network: (params, observations [..., *O]) -> q [..., A].
@@ -126,7 +127,8 @@ def learner(
       tau: temperature τ ≥ 0.
       log_prior: log π̄, broadcasting against q; `None` is uniform, `0.0` counting.
       n: steps to the bootstrap. Actions within it are not corrected for being off-policy.
-      learning_starts: environment steps before the first gradient step.
+      learning_starts: transitions in the replay before the first gradient step; at most as many
+        as it holds.
       steps_per_update: environment steps a gradient step.
       target_period: environment steps between refreshments of the target network; it takes over
         the parameters when the count of steps meets, or has just passed, a multiple.
@@ -219,7 +221,8 @@ def learner(
             return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         # The ring only goes in: under `vmap` both branches are taken and what comes out selected.
-        ready = (steps >= learning_starts) & (replay.num_starts(ring, n, stack=stack) > 0)
+        held = ring.filled * num_envs >= min(learning_starts, capacity // num_envs * num_envs)
+        ready = held & (replay.num_starts(ring, n, stack=stack) > 0)
         (trained, target_params), metrics = jax.lax.cond(
             ready, learn, wait, (state.trained, state.target_params)
         )

@@ -228,18 +228,26 @@ def natural_pg(*, damping: jax.typing.ArrayLike = 1e-2, solver: str = "gram") ->
         policy_error = target - jaxsoft.take_action(at.q[:-1], rollout.action)
         root = jnp.sqrt(jnp.asarray(objective.value_coef)).astype(value_error.dtype)
 
+        taken = rollout.action
+        # Every state twice, so that each row belongs to one sample, as the Gram solver needs it.
+        states, actions, weight = (
+            jnp.concatenate([x, x]) for x in (rollout.observation[:-1], taken, rollout.weight)
+        )
+        is_policy = jnp.arange(len(actions)) < len(taken)
+        is_policy = is_policy.reshape(-1, *(1,) * (taken.ndim - 1))
+
         def rows(p: Params) -> Array:
-            here = heads(network, p, rollout.observation[:-1], objective)
-            return jnp.stack([jaxsoft.take_action(here.log_pi, rollout.action), root * here.v])
+            here = heads(network, p, states, objective)
+            return jnp.where(is_policy, jaxsoft.take_action(here.log_pi, actions), root * here.v)
 
         direction, info = jaxsoft.natural_gradient(
             rows,
             params,
-            jnp.stack([policy_error, root * value_error]),
+            jnp.concatenate([policy_error, root * value_error]),
             # The mean is over the rows, of which every transition has two.
             damping=jnp.asarray(damping) / 2,
             solver=solver,
-            weight=jnp.stack([rollout.weight, rollout.weight]),
+            weight=weight,
         )
         return _descent(direction), {
             "loss": _mean(jnp.square(policy_error) / 2, rollout.weight),
