@@ -63,6 +63,12 @@ def gradient_steps(config: Config) -> int:
     return updates(config)
 
 
+def objective(config: Config) -> on_policy.Objective:
+    """What the configuration maximises."""
+    log_prior = None if config.prior == "uniform" else 0.0
+    return on_policy.Objective(config.tau, config.discount, config.n, config.value_coef, log_prior)
+
+
 def learner(config: Config, about: environments.About) -> Learner:
     """The learner of the configuration's algorithm."""
     net = network(config, about)
@@ -71,7 +77,6 @@ def learner(config: Config, about: environments.About) -> Learner:
     def init_params(key: jax.Array) -> Any:
         return net.init(key, jnp.zeros((1, *shape), dtype))
 
-    log_prior = None if config.prior == "uniform" else 0.0
     if config.algorithm in REPLAY:
         return off_policy.learner(
             net.apply,
@@ -88,15 +93,12 @@ def learner(config: Config, about: environments.About) -> Learner:
             batch_size=config.batch_size,
             discount=config.discount,
             tau=config.tau,
-            log_prior=log_prior,
+            log_prior=objective(config).log_prior,
             n=config.n,
             learning_starts=config.learning_starts,
             steps_per_update=config.steps_per_gradient,
             target_period=config.target_period,
         )
-    objective = on_policy.Objective(
-        config.tau, config.discount, config.n, config.value_coef, log_prior
-    )
     gradient = None
     if config.algorithm in NATURAL:
         kind = {"natural_pg": on_policy.natural_pg, "damped_q": on_policy.damped_q}
@@ -107,14 +109,17 @@ def learner(config: Config, about: environments.About) -> Learner:
         on_policy.ALGORITHMS.get(config.algorithm),
         gradient=gradient,
         optimiser=optimiser(config),
-        objective=objective,
+        objective=objective(config),
     )
 
 
 def in_turn(config: Config, about: environments.About) -> bool:
-    """Whether seeds had better learn one after the other: solves have conditions in them."""
-    fills = len(about.observation_shape) == 3 and jax.default_backend() == "cpu"
-    return config.algorithm in NATURAL or fills
+    """Whether seeds had better learn one after the other."""
+    if config.algorithm in REPLAY:
+        return False  # each turn would copy a replay in and out
+    # Solves have conditions in them, and images keep all the cores of a CPU busy alone.
+    images = len(about.observation_shape) == 3
+    return config.algorithm in NATURAL or (images and jax.default_backend() == "cpu")
 
 
 def loop(

@@ -29,7 +29,7 @@ DESCRIPTIONS = {
     "a2c": "advantage actor-critic, entropy in the return (80)",
     "a2c_naive": "the same with an entropy bonus outside it (79)",
     "soft_q": "soft Q-learning on Q = V + τ log(π/π̄), §6.3",
-    "nstep_soft_q": "n-step soft Q-learning on a plain Q head, acting by its Boltzmann policy (44)-(47)",
+    "nstep_soft_q": "n-step soft Q-learning on a plain Q head, acting by its policy (44)-(47)",
     "damped_q": "damped soft Q-learning, a Gauss-Newton step a rollout (72)-(78)",
     "natural_pg": "natural policy gradient (66)-(71)",
     "pcl": "path consistency learning (90)",
@@ -39,12 +39,11 @@ DESCRIPTIONS = {
     "soft_dqn_entropy": "the same with that of an entropy bonus (83)",
 }
 
-_A2C = "A2C of openai/baselines, 2017, which the paper's §6.1 and §6.3 ran"
-_DQN = "deepq of openai/baselines, 2017, which the paper's §6.2 ran"
+_A2C, _DQN = "A2C", "DQN"  # explained in the epilogue of the help
 
 
 def _option(
-    help: str,
+    text: str,
     *,
     default: Any = None,
     source: str = "",
@@ -52,7 +51,7 @@ def _option(
     only: tuple[str, ...] = (),
     **parser: Any,
 ) -> Any:
-    metadata = {"help": help, "source": source, "group": group, "only": only, "parser": parser}
+    metadata = {"text": text, "source": source, "group": group, "only": only, "parser": parser}
     return field(default=default, metadata=metadata)
 
 
@@ -76,13 +75,13 @@ class Config:
     """All that decides what a run computes. `None` is filled in by `complete`."""
 
     game: str = _option("any EnvPool id with discrete actions")
-    algorithm: str = _option("what to train by", choices=ON_POLICY + REPLAY)
+    algorithm: str = _option("what to train by, see below", choices=ON_POLICY + REPLAY)
     steps: int = _option(
         "agent steps of every seed, all its environments counted; on Atari a step is 4 frames",
         type=_count,
     )
     seeds: tuple[int, ...] = _option(
-        "independent learners, trained side by side in one program",
+        "of independent learners, trained side by side in one program",
         default=(0,),
         type=_count,
         nargs="+",
@@ -99,8 +98,8 @@ class Config:
         source="§6.1: uniform",
         choices=("uniform", "counting"),
     )
-    optimiser: str = _option("", source=_A2C, choices=("rmsprop", "adam", "sgd"))
-    learning_rate: float = _option("", source=_A2C, type=float)
+    optimiser: str = _option("method of descent", source=_A2C, choices=("rmsprop", "adam", "sgd"))
+    learning_rate: float = _option("step size", source=_A2C, type=float)
     schedule: str = _option(
         "of the learning rate: constant, or linear to 0",
         source=_A2C,
@@ -186,7 +185,7 @@ class Config:
         action=argparse.BooleanOptionalAction,
     )
     max_episode_steps: int = _option(
-        "time limit of a game; None is EnvPool's", group="environment", type=_count
+        "time limit of a game; by default EnvPool's", group="environment", type=_count
     )
 
 
@@ -194,7 +193,7 @@ class Config:
 class Runtime:
     """How a run is carried out, which does not change what it computes."""
 
-    out: Path = _option("folder of the run", type=Path)
+    out: Path = _option("folder of the run", type=Path)  # noqa: RUF009 (a field)
     resume: bool = _option(
         "go on from the newest checkpoint of --out, or begin if there is none",
         default=False,
@@ -207,7 +206,7 @@ class Runtime:
     )
     env_threads: int = _option("emulator threads; 0 is one a core", default=0, type=_count)
     report_every: int = _option(
-        "steps between rows of metrics.csv; None is a hundredth of the run", type=_count
+        "steps between rows of metrics.csv; by default a hundredth of the run", type=_count
     )
     checkpoint_seconds: float = _option("between checkpoints", default=300.0, type=float)
     keep: int = _option("checkpoints kept", default=3, type=_count)
@@ -221,8 +220,9 @@ class Runtime:
         default="stop",
         choices=("stop", "skip"),
     )
-    video: Path = _option("also record a game of the trained agent to this file", type=Path)
-    quiet: bool = _option("no progress", default=False, action="store_true")
+    video: Path = _option(  # noqa: RUF009 (a field)
+        "also record a game of the trained agent to this .gif", type=Path
+    )
 
 
 _COMMON = {"prior": "uniform", "tau": 0.01, "discount": 0.99}
@@ -270,8 +270,15 @@ _VECTOR_REPLAY = _IMAGE_REPLAY | {
 _BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "dqn": {"tau": 0.0},
     "soft_dqn_entropy": {"prior": "counting"},
-    "damped_q": {"optimiser": "sgd", "learning_rate": 0.3},
-    "natural_pg": {"optimiser": "sgd", "learning_rate": 0.3},
+    "damped_q": {"optimiser": "sgd", "learning_rate": 0.3, "max_gradient_norm": 5.0},
+    "natural_pg": {"optimiser": "sgd", "learning_rate": 0.3, "max_gradient_norm": 5.0},
+}
+_BY_ALGORITHM_VECTOR: dict[str, dict[str, Any]] = {
+    "pgq": {"tau": 0.05},
+    "pcl": {"tau": 0.05},
+    "nstep_soft_q": {"tau": 0.1},
+    "damped_q": {"tau": 0.1, "learning_rate": 0.5, "damping": 0.1},
+    "natural_pg": {"learning_rate": 0.5, "damping": 0.03},
 }
 
 
@@ -282,7 +289,8 @@ def defaults(algorithm: str, images: bool) -> dict[str, Any]:
     else:
         table = _IMAGE_ON_POLICY if images else _VECTOR_ON_POLICY
     atari = {"episodic_life": True, "reward_clip": True} if images else {}
-    return table | atari | _BY_ALGORITHM.get(algorithm, {})
+    own = {} if images else _BY_ALGORITHM_VECTOR.get(algorithm, {})
+    return table | atari | _BY_ALGORITHM.get(algorithm, {}) | own
 
 
 def complete(config: Config, images: bool) -> Config:
@@ -438,59 +446,90 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(prog: str = "python -m experiments.train") -> argparse.ArgumentParser:
     """The command line of a run."""
-    names = "\n".join(f"  {name:<18}{text}" for name, text in DESCRIPTIONS.items())
     out = _Parser(
         prog=prog,
+        usage=f"{prog} --game GAME --algorithm NAME --steps N --out DIR [options]\n"
+        f"       {prog} --resume --out DIR",
         description="Trains one algorithm on one game, for any number of seeds side by side.",
-        epilog=f"algorithms:\n{names}\n\n"
-        "Defaults are given as Atari / small games (vector observations), and are those of the "
-        "algorithm's\nfamily; [sources] in brackets. Everything is written to --out: config.json, "
-        "metrics.csv, curve.png,\ncheckpoints/, tensorboard/. SIGINT and SIGTERM save and leave; "
-        "--resume goes on.",
+        epilog=_epilogue(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     groups: dict[str, Any] = {}
     for cls in (Config, Runtime):
         for spec in dataclasses.fields(cls):
-            meta = spec.metadata
-            title = "running" if cls is Runtime else meta["group"]
-            group = groups.setdefault(title, out.add_argument_group(title))
-            options = dict(meta["parser"])
-            if "action" not in options:
-                options["metavar"] = (
-                    None if "choices" in options else spec.name.split("_")[-1].upper()
-                )
-            if spec.name in ("game", "algorithm", "steps"):
-                options["help"] = meta["help"]
-            else:
-                options["help"] = _help(spec, cls is Config)
-            group.add_argument(flag(spec.name), dest=spec.name, default=None, **options)
+            title = "running" if cls is Runtime else spec.metadata["group"]
+            if title not in groups:
+                groups[title] = out.add_argument_group(title)
+            options = dict(spec.metadata["parser"])
+            if spec.name == "algorithm":
+                options["metavar"] = "NAME"
+            elif "choices" not in options and "action" not in options:
+                kinds = {_count: "N", float: "X", Path: "PATH", None: "GAME"}
+                options["metavar"] = kinds[options.get("type")]
+            groups[title].add_argument(
+                flag(spec.name), dest=spec.name, default=None, help=_help(spec, cls), **options
+            )
     return out
 
 
-def _help(spec: dataclasses.Field[Any], is_config: bool) -> str:
+def _epilogue() -> str:
+    def table(rows: Mapping[str, str]) -> str:
+        return "\n".join(f"  {name:<18}{text}" for name, text in rows.items())
+
+    def own(tables: Mapping[str, Mapping[str, Any]]) -> str:
+        words = {
+            name: " ".join(f"{flag(key)} {_word(x)}" for key, x in values.items())
+            for name, values in tables.items()
+        }
+        return table(words)
+
+    return f"""algorithms:
+{table(DESCRIPTIONS)}
+
+Defaults are given as: images / other observations. These algorithms have others:
+{own(_BY_ALGORITHM)}
+and, but for images:
+{own(_BY_ALGORITHM_VECTOR)}
+
+[A2C] and [DQN] are openai/baselines of 2017, which the paper's §6.1, §6.3 and §6.2 ran and name
+only in part; [§…] is the paper. What is not about images was found by trial on small games.
+
+--out gets config.json, metrics.csv, curve.png, checkpoints/ and tensorboard/. SIGINT and SIGTERM
+save and leave; --resume goes on: the learner is then where it was, its games begin anew.
+"""
+
+
+def _help(spec: dataclasses.Field[Any], cls: type) -> str:
     meta = spec.metadata
-    default = spec.default
-    shown = "" if default is None or default is MISSING else _word(default)
-    if is_config and default is None:
-        on_policy = [defaults("a2c", images).get(spec.name) for images in (True, False)]
-        replay = [defaults("soft_dqn_kl", images).get(spec.name) for images in (True, False)]
-        pairs = [replay] if meta["only"] == REPLAY else [on_policy]
-        if not meta["only"] and replay != on_policy and replay[0] is not None:
-            pairs.append(replay)
-        words = [" / ".join(dict.fromkeys(map(_word, p))) for p in pairs if p[0] is not None]
+    shown = "" if spec.default is None or spec.default is MISSING else _word(spec.default)
+    if cls is Config and spec.default is None:
+        kinds = ("soft_dqn_kl",) if meta["only"] == REPLAY else ("natural_pg",)
+        if not meta["only"]:
+            kinds = ("a2c", "soft_dqn_kl")
+        words = []
+        for algorithm in kinds:
+            pair = [
+                (_IMAGE_REPLAY if images else _VECTOR_REPLAY)
+                if algorithm in REPLAY
+                else (_IMAGE_ON_POLICY if images else _VECTOR_ON_POLICY)
+                for images in (True, False)
+            ]
+            given = [table[spec.name] for table in pair if spec.name in table]
+            words.append(" / ".join(dict.fromkeys(map(_word, given))))
+        words = list(dict.fromkeys(x for x in words if x))
         shown = "; with a replay ".join(words)
-        if spec.name == "n":
-            shown = "the rollout; with a replay 1"
-    parts = [meta["help"]]
-    if shown:
-        parts.append(f"({shown})" if not meta["help"] else f"(default {shown})")
+        shown = {"n": "the rollout; with a replay 1"}.get(spec.name, shown)
+        if meta["group"] == "environment" and spec.name != "max_episode_steps":
+            shown = "yes"
+    parts = [meta["text"]]
     if meta["only"] and meta["only"] != REPLAY:
-        parts.append("only " + ", ".join(meta["only"]))
+        parts.append(f"({', '.join(meta['only'])})")
+    if shown:
+        parts.append(f"(default {shown})")
     if meta["source"]:
         parts.append(f"[{meta['source']}]")
-    return " ".join(x for x in parts if x).replace("%", "%%")
+    return " ".join(parts).replace("%", "%%")
 
 
 def _word(value: Any) -> str:

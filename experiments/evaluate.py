@@ -50,7 +50,9 @@ def load(out: Path) -> Trained:
     about = environments.about(config.game)
     learner = assembly.learner(config, about)
     like = jax.eval_shape(lambda: initial(learner, config.seeds))
-    with Checkpoints(out / "checkpoints", config=to_json(config), version=version) as checkpoints:
+    with Checkpoints(
+        out / "checkpoints", config=to_json(config), version=version, write=False
+    ) as checkpoints:
         if checkpoints.latest() is None:
             raise ConfigError(f"{out} has no checkpoint yet. Wait for its first, then try again.")
         step, state = checkpoints.restore(without_replay(like))

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxsoft
 from experiments import assembly, evaluate, plotting
 from experiments.config import Config, ConfigError, Runtime, complete, parse, stop_with, to_json
 from jaxsoft import environments

@@ -107,7 +107,7 @@ def interpret(memory: Memory | None, answer: Answer) -> tuple[Memory, Step]:
 
     Args:
       memory: of the last step; `None` at the start, where everything is a reset.
-      answer: of a pool with `stack_num=1` for images, [S, N, 1, H, W].
+      answer: of a pool with `stack_num=1` for images, [S, N, 1, H, W], or 3 for colours.
 
     Returns:
       (memory, step).
@@ -117,11 +117,14 @@ def interpret(memory: Memory | None, answer: Answer) -> tuple[Memory, Step]:
     if memory is None or memory.observation.shape == answer.frame.shape:
         observation = answer.frame
     else:
-        shifted = jnp.concatenate([memory.observation[:, :, 1:], answer.frame], axis=2)
+        channels = answer.frame.shape[2]
+        shifted = jnp.concatenate([memory.observation[:, :, channels:], answer.frame], axis=2)
+        alone = _filled(answer.frame, shifted.shape[2])
         mask = reset.reshape(reset.shape + (1,) * (shifted.ndim - reset.ndim))
-        observation = jnp.where(mask, answer.frame, shifted)
-    # A time limit that falls on the game's own end is no truncation.
-    terminated = answer.done & answer.over
+        observation = jnp.where(mask, alone, shifted)
+    # A time limit that falls on the game's own end is no truncation. EnvPool says `truncated` and
+    # not `done` then; only of Atari games does it say besides whether they are over.
+    terminated = (answer.done | answer.truncated) & answer.over
     truncated = answer.truncated & ~terminated
     life_lost = answer.done & ~terminated & ~truncated
     over = terminated | truncated
@@ -136,6 +139,11 @@ def interpret(memory: Memory | None, answer: Answer) -> tuple[Memory, Step]:
         reset,
     )
     return Memory(observation, over | life_lost, over), step
+
+
+def _filled(frame: Array, channels: int) -> Array:
+    """A stack of nothing but this frame [S, N, c, H, W]."""
+    return jnp.tile(frame, (1, 1, channels // frame.shape[2], 1, 1))
 
 
 def runs_in_graph() -> bool:
@@ -165,23 +173,43 @@ class About(NamedTuple):
     categories: int
 
 
-def about(game: str) -> About:
-    """Looks a game up; one that does not exist or cannot be trained on is refused."""
+def about(game: str, **options: Any) -> About:
+    """Looks a game up; one that does not exist or cannot be trained on is refused.
+
+    Args:
+      game: an EnvPool id.
+      **options: EnvPool's own, of which some change actions and observations.
+    """
     envpool = _import_envpool()
     known = envpool.list_all_envs()
     if game not in known:
         raise _unknown_game(game, known)
     with _quietly():
-        spec = envpool.make_spec(game)
+        try:
+            spec = envpool.make_spec(game, **options)
+        except RuntimeError as error:
+            raise _checks.fail(
+                "environments",
+                f"{game}, of which EnvPool says: {error}",
+                "a game that EnvPool can make",
+                "Pass the options that it needs, or train on another.",
+            ) from error
         actions, observations = spec.gymnasium_action_space, spec.gymnasium_observation_space
-    if not hasattr(actions, "n"):
+    if spec.config.max_num_players > 1:
+        raise _checks.fail(
+            "environments",
+            f"{game} with {spec.config.max_num_players} players",
+            "an environment with one player",
+            "Bring it as an environment of your own (jaxsoft.environments.Environment).",
+        )
+    if not _categories(actions):
         raise _checks.fail(
             "environments",
             f"{game} with actions {actions}",
             "an environment with discrete actions",
             "The library's policies are Boltzmann distributions over finitely many actions.",
         )
-    categories = int(getattr(observations, "n", 0))
+    categories = _categories(observations)
     if not categories and not getattr(observations, "shape", None):
         raise _checks.fail(
             "environments",
@@ -200,6 +228,11 @@ def about(game: str) -> About:
     )
 
 
+def _categories(space: Any) -> int:
+    """Of how many numbers a space is one; 0 for others, such as buttons, which have an `n`, too."""
+    return int(space.n) if hasattr(space, "n") and space.shape == () else 0
+
+
 class _Pool:
     """A pool of S·N environments and what there is to know about it."""
 
@@ -214,7 +247,7 @@ class _Pool:
     ) -> None:
         num_envs = _checks.count(type(self).__name__, "num_envs", num_envs)
         low, high = part or (0, num_envs)
-        self.about = about(game)
+        self.about = about(game, **options)
         if self.about.is_atari:
             options["stack_num"] = 1
         # One seed an environment: learner `seed` has the same ones whoever trains beside it.
@@ -236,15 +269,14 @@ class _Pool:
         """EnvPool's five words, their leading axis [S·N] unfolded to [S, N]."""
         frame, reward, done, truncated, info = words
         if self.about.categories:
-            frame = jax.nn.one_hot(frame, self.about.categories)
+            frame = jax.nn.one_hot(frame, self.about.categories, dtype=self.observation_dtype)
         over = info["terminated"] != 0 if "terminated" in info else done
         answer = Answer(frame, reward, info.get("reward", reward), done, truncated, over)
         return Answer(*(x.reshape(self.batch_shape + x.shape[1:]) for x in answer))
 
     def _start(self, answer: Answer) -> tuple[Memory, Step]:
         if self.about.is_atari:
-            frames = jnp.repeat(answer.frame, self.observation_shape[0], axis=2)
-            answer = answer._replace(frame=frames)
+            answer = answer._replace(frame=_filled(answer.frame, self.observation_shape[0]))
         return interpret(None, answer)
 
     def _first_answer(self, words: tuple[Any, Any]) -> Answer:

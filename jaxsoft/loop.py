@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from jaxsoft import _checks
-from jaxsoft.environments import Answer, Environment, HostEnvPool, Memory, Step, interpret
+from jaxsoft.environments import Environment, HostEnvPool, Step, interpret
 from jaxsoft.learner import Learner, Metrics
 from jaxsoft.rollout import Finished, Games, Rollout, assemble, no_games, score
 
@@ -65,14 +65,15 @@ def initial(learner: Learner, seeds: Sequence[int]) -> TrainState:
         return learner.init(init_key), key
 
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    states, keys = over_seeds(jax.jit(one), len(seeds), [0])(keys)
+    # Compiled whole: a replay would be there twice while a seed's axis is added to it.
+    states, keys = jax.jit(over_seeds(one, len(seeds), [0]))(keys)
     return TrainState(states, keys, jnp.zeros((), jnp.int32))
 
 
 def over_seeds(
     f: Callable[..., Any], seeds: int, in_axes: Sequence[int], *, in_turn: bool = False
 ) -> Callable[..., Any]:
-    """f for each of S seeds: batched by `vmap`, or one after the other; alone it is f itself."""
+    """A function for each of S seeds: by `vmap`, or one after the other; for one, itself."""
 
     def apart(*args: Any) -> Any:
         def first(axis: int, arg: Any) -> Any:
@@ -109,6 +110,7 @@ class GraphLoop:
         self.batch_shape = environment.batch_shape
         # The number of updates is data: a shorter last call compiles nothing anew.
         self._run = jax.jit(self._updates, donate_argnums=0)
+        self._collected = jax.jit(lambda state, actors: self._collect(state, actors)[:2])
 
     @property
     def steps_per_update(self) -> int:
@@ -126,6 +128,10 @@ class GraphLoop:
         """Acts and learns for a number of updates; `state` is used up."""
         return self._run(state, actors, updates)  # type: ignore[no-any-return]
 
+    def collect(self, state: TrainState, actors: Actors) -> tuple[Actors, Rollout]:
+        """The rollout [T, S, N] that the next update would learn from, without the update."""
+        return self._collected(state, actors)  # type: ignore[no-any-return]
+
     def _updates(
         self, state: TrainState, actors: Actors, updates: Array
     ) -> tuple[TrainState, Actors, Report]:
@@ -140,8 +146,11 @@ class GraphLoop:
         return jax.lax.fori_loop(0, updates, update, (state, actors, nothing))  # type: ignore[no-any-return]
 
     def _update(self, state: TrainState, actors: Actors) -> tuple[TrainState, Actors, Report]:
-        keys = _split(state.key)
+        actors, rollout, finished = self._collect(state, actors)
+        state, metrics = _learn(self.learner, state, rollout, self.in_turn)
+        return state, actors, Report(metrics, finished)
 
+    def _collect(self, state: TrainState, actors: Actors) -> tuple[Actors, Rollout, Finished]:
         def step(carry: tuple[Any, Step], keys: Array) -> tuple[tuple[Any, Step], Any]:
             environment, now = carry
             action = _act(self.learner, self.batch_shape, state, now.observation, keys)
@@ -149,12 +158,10 @@ class GraphLoop:
             return (environment, then), (action, then)
 
         (environment, last), (action, steps) = jax.lax.scan(
-            step, (actors.environment, actors.step), _keys_of_steps(keys.act, self.length)
+            step, (actors.environment, actors.step), _keys_of_steps(state.key, self.length)
         )
         games, finished = score(actors.games, steps)
-        rollout = assemble(actors.step, action, steps)
-        state, metrics = _learn(self.learner, state, rollout, keys, self.in_turn)
-        return state, Actors(environment, last, games), Report(metrics, finished)
+        return Actors(environment, last, games), assemble(actors.step, action, steps), finished
 
 
 class HostLoop:
@@ -189,10 +196,13 @@ class HostLoop:
         ends = np.cumsum([pool.batch_shape[1] for pool in pools]).tolist()
         self.batch_shape = (pools[0].batch_shape[0], ends[-1])
         self._parts = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
-        self._keys = jax.jit(lambda key: _keys_of_steps(_split(key).act, self.length))
+        self._keys = jax.jit(lambda key: _keys_of_steps(key, self.length))
         self._act = jax.jit(self._act_for, static_argnames="part")
         self._interpret = jax.jit(interpret)
-        self._learn = jax.jit(self._learn_from, donate_argnums=0)
+        self._assemble = jax.jit(self._assembled)
+        self._learn = jax.jit(
+            lambda state, rollout: _learn(learner, state, rollout, in_turn), donate_argnums=0
+        )
 
     steps_per_update = GraphLoop.steps_per_update
 
@@ -208,11 +218,16 @@ class HostLoop:
         """Acts and learns for a number of updates; `state` is used up."""
         reports = []
         for _ in range(updates):
-            state, actors, report = self._update(state, actors)
-            reports.append(report)
+            actors, rollout, finished = self._collect(state, actors)
+            state, metrics = self._learn(state, rollout)
+            reports.append(Report(metrics, finished))
         return state, actors, jax.tree.map(lambda *x: sum(x), *reports)
 
-    def _update(self, state: TrainState, actors: Actors) -> tuple[TrainState, Actors, Report]:
+    def collect(self, state: TrainState, actors: Actors) -> tuple[Actors, Rollout]:
+        """The rollout [T, S, N] that the next update would learn from, without the update."""
+        return self._collect(state, actors)[:2]
+
+    def _collect(self, state: TrainState, actors: Actors) -> tuple[Actors, Rollout, Finished]:
         keys = self._keys(state.key)
         count = len(self.pools)
         memories = list(actors.environment)
@@ -235,30 +250,23 @@ class HostLoop:
                 steps[i].append(step)
                 if t < self.length:
                     send(i, t, step.observation)
-        state, step, games, report = self._learn(state, actors.step, actors.games, actions, steps)
-        return state, Actors(memories, step, games), report
+        step, games, rollout, finished = self._assemble(actors.step, actors.games, actions, steps)
+        return Actors(memories, step, games), rollout, finished
 
     def _act_for(
         self, state: TrainState, observation: Array, keys: Array, part: tuple[int, int]
     ) -> Array:
         return _act(self.learner, self.batch_shape, state, observation, keys, slice(*part))
 
-    def _learn_from(
-        self,
-        state: TrainState,
-        start: Step,
-        games: Games,
-        actions: list[list[Array]],
-        steps: list[list[Step]],
-    ) -> tuple[TrainState, Step, Games, Report]:
+    @staticmethod
+    def _assembled(
+        start: Step, games: Games, actions: list[list[Array]], steps: list[list[Step]]
+    ) -> tuple[Step, Games, Rollout, Finished]:
         action = jnp.concatenate([jnp.stack(x) for x in actions], axis=2)
-        over_time = [jax.tree.map(lambda *x: jnp.stack(x), *part) for part in steps]
-        joined = _join(over_time, axis=2)
+        joined = _join([jax.tree.map(lambda *x: jnp.stack(x), *part) for part in steps], axis=2)
         games, finished = score(games, joined)
-        rollout = assemble(start, action, joined)
-        state, metrics = _learn(self.learner, state, rollout, _split(state.key), self.in_turn)
         last = jax.tree.map(lambda x: x[-1], joined)
-        return state, last, games, Report(metrics, finished)
+        return last, games, assemble(start, action, joined), finished
 
 
 class _Keys(NamedTuple):
@@ -273,8 +281,8 @@ def _split(key: Array) -> _Keys:
 
 
 def _keys_of_steps(key: Array, length: int) -> Array:
-    """[S] -> [T, S]."""
-    return jax.vmap(lambda k: jax.random.split(k, length), out_axes=1)(key)
+    """The keys to act by in the update of key [S]: [T, S]."""
+    return jax.vmap(lambda k: jax.random.split(k, length), out_axes=1)(_split(key).act)
 
 
 def _act(
@@ -296,8 +304,9 @@ def _act(
 
 
 def _learn(
-    learner: Learner, state: TrainState, rollout: Rollout, keys: _Keys, in_turn: bool
+    learner: Learner, state: TrainState, rollout: Rollout, in_turn: bool
 ) -> tuple[TrainState, Metrics]:
+    keys = _split(state.key)
     seeds = len(keys.next)
     learned, metrics = over_seeds(learner.update, seeds, [0, 1, 0], in_turn=in_turn)(
         state.learner, rollout, keys.learn

@@ -2,8 +2,8 @@
 
 Every network takes observations with any leading axes and returns float32 (or wider) outputs,
 whatever `dtype` it computes in: q [..., A], or (v [...], log_pi [..., A]). Initialisation is
-orthogonal, with the gains of the A2C that the paper used: √2 in the torso, 0.01 for the policy,
-1 for values.
+orthogonal, with the gains of the A2C that the paper used: √2 in the torso, 0.01 for the policy, 1
+for state values; and 0.01 for action values, so that their Boltzmann policy starts near the prior.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class Conv(nn.Module):
                 "images no smaller than the kernel, and a kernel that the stride divides",
                 "Use a torso made for this size (networks.MLP, or your own module).",
             )
-        w = self.param("kernel", orthogonal(np.sqrt(2)), (k, k, x.shape[-1], self.features))
-        b = self.param("bias", nn.initializers.zeros, (self.features,))
+        shape = (k, k, x.shape[-1], self.features)
+        w = self.param("kernel", orthogonal(np.sqrt(2)), shape, jnp.float32)
+        b = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, w, b = x.astype(self.dtype), w.astype(self.dtype), b.astype(self.dtype)
         native = jax.default_backend() != "cpu" if self.native is None else self.native
         y = _native(x, w, s) if native else _shifted_products(x, w, s)
@@ -156,7 +157,7 @@ class QNetwork(nn.Module):
     def __call__(self, observation: Array) -> Array:
         """Action values at observations [..., *O]."""
         leading, x = _features(self.torso, observation, self.observation_ndim)
-        q = _wide(_dense(self.num_actions, 1.0, x.dtype, name="action_values")(x))
+        q = _wide(_dense(self.num_actions, 0.01, x.dtype, name="action_values")(x))
         return q.reshape(*leading, self.num_actions)
 
 

@@ -13,7 +13,7 @@ they are functions from parameters to a step. Either kind can be a function of y
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ def a2c_naive(at: Heads, rollout: Rollout, objective: Objective) -> Array:
 
 
 def nstep_soft_q(at: Heads, rollout: Rollout, objective: Objective) -> Array:
-    """n-step soft Q-learning on plain action values, acting by their Boltzmann policy, (44)-(47)."""
+    """n-step soft Q-learning on plain action values, acting by their policy, (44)-(47)."""
     target = soft_targets(at, rollout, objective)
     return losses.soft_q_loss(at.q[:-1], rollout.action, target)
 
@@ -240,18 +240,12 @@ def natural_pg(*, damping: jax.typing.ArrayLike = 1e-2, solver: str = "gram") ->
             here = heads(network, p, states, objective)
             return jnp.where(is_policy, jaxsoft.take_action(here.log_pi, actions), root * here.v)
 
-        direction, info = jaxsoft.natural_gradient(
-            rows,
-            params,
-            jnp.concatenate([policy_error, root * value_error]),
-            # The mean is over the rows, of which every transition has two.
-            damping=jnp.asarray(damping) / 2,
-            solver=solver,
-            weight=weight,
-        )
-        return _descent(direction), {
+        errors = jnp.concatenate([policy_error, root * value_error])
+        # The mean is over the rows, of which every transition has two.
+        descent, residual = _solve(rows, params, errors, jnp.asarray(damping) / 2, solver, weight)
+        return descent, {
             "loss": _mean(jnp.square(policy_error) / 2, rollout.weight),
-            "residual": info.residual,
+            "residual": residual,
         } | _describe(at, rollout, objective)
 
     return gradient
@@ -280,12 +274,10 @@ def damped_q(*, damping: jax.typing.ArrayLike = 1e-2, solver: str = "gram") -> G
             here = heads(network, p, rollout.observation[:-1], objective)
             return jaxsoft.take_action(here.q, rollout.action)
 
-        direction, info = jaxsoft.natural_gradient(
-            taken, params, error, damping=damping, solver=solver, weight=rollout.weight
-        )
-        return _descent(direction), {
+        descent, residual = _solve(taken, params, error, damping, solver, rollout.weight)
+        return descent, {
             "loss": _mean(jnp.square(error) / 2, rollout.weight),
-            "residual": info.residual,
+            "residual": residual,
         } | _describe(at, rollout, objective)
 
     return gradient
@@ -373,5 +365,22 @@ def _describe(at: Heads, rollout: Rollout, objective: Objective) -> Metrics:
     return {name: _mean(x, rollout.weight) for name, x in per_step.items()}
 
 
-def _descent(direction: Params) -> Params:
-    return jax.tree.map(jnp.negative, direction)
+def _solve(
+    rows: Callable[[Params], Array],
+    params: Params,
+    errors: Array,
+    damping: jax.typing.ArrayLike,
+    solver: str,
+    weight: Array,
+) -> tuple[Params, Array]:
+    """The direction to descend, and the solve's residual; zero where no transition counts."""
+    counts = jnp.any(weight > 0)
+    direction, info = jaxsoft.natural_gradient(
+        rows,
+        params,
+        jnp.where(counts, errors, 0),
+        damping=damping,
+        solver=solver,
+        weight=jnp.where(counts, weight, 1),
+    )
+    return jax.tree.map(jnp.negative, direction), info.residual

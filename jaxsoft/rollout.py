@@ -93,7 +93,7 @@ def score(games: Games, steps: Step) -> tuple[Games, Finished]:
     """
 
     def add(games: Games, step: Step) -> tuple[Games, Finished]:
-        total = games.score + step.score
+        total = games.score + jnp.where(step.first, 0.0, step.score)
         length = games.length + (1.0 - step.first)
         over = step.terminated | step.truncated
         ended = Finished(*(jnp.where(over, x, 0.0) for x in (1.0, total, total**2, length)))

@@ -1,0 +1,136 @@
+"""Trains several algorithms on one game and sets them side by side: `make run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxsoft
+from experiments import assembly, evaluate, plotting, train
+from experiments.config import ON_POLICY, REPLAY, ConfigError, parse, stop_with
+from jaxsoft.metrics import read_csv
+from jaxsoft.on_policy import Objective
+
+GAMES = 100
+"""Played by each trained agent."""
+
+
+def summarise(runs: dict[str, Path]) -> Table:
+    """What each algorithm reached, in training and in play."""
+    table = Table(title="Mean ± standard deviation over seeds")
+    table.add_column("algorithm")
+    for column in ("return, last tenth of training", f"return, {GAMES} new games", "steps/s"):
+        table.add_column(column, justify="right")
+    for name, out in runs.items():
+        rows = read_csv(out / "metrics.csv")
+        late = rows["step"] > 0.9 * rows["step"].max()
+        trained = evaluate.load(out)
+        score, _ = evaluate.play(trained, GAMES)
+        reached = [
+            np.average(rows["episode_return"][chosen], weights=rows["episodes"][chosen])
+            for seed in trained.config.seeds
+            if (chosen := late & (rows["seed"] == seed) & (rows["episodes"] > 0)).any()
+        ]
+        rate = len(trained.config.seeds) * np.median(rows["steps_per_second"])
+        table.add_row(name, _spread(reached), _spread(score.mean(axis=1)), f"{rate:,.0f}")
+    return table
+
+
+def equivalence(out: Path) -> jaxsoft.Equivalence:
+    """Soft Q-learning's and policy gradient's gradients at a run's parameters, on a new rollout."""
+    trained = evaluate.load(out)
+    config = trained.config
+    loop = assembly.loop(config, trained.about)
+    _, rollout = loop.collect(trained.state, loop.start())
+    network = assembly.network(config, trained.about)
+    first: Any = jax.tree.map(lambda x: x[:, 0], rollout)
+    objective: Objective = assembly.objective(config)
+    return jaxsoft.check_equivalence(
+        network.apply,
+        jax.tree.map(lambda x: x[0], trained.state.learner.params),
+        first.observation,
+        first.action,
+        first.reward,
+        first.discount(config.discount),
+        config.tau,
+        n=config.n,
+        log_prior=objective.log_prior,
+        cut_t=first.cut,
+        weight=first.weight,
+    )
+
+
+def _spread(values: Sequence[float] | np.ndarray) -> str:
+    if not len(values):
+        return "no game finished"
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=len(values) > 1):.2f}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare",
+        description="Trains algorithms on one game, one after the other, and prints what they "
+        "reached and, for one that is tied (soft_q, a2c), how far its gradient is from the "
+        "other's. Can be broken off at any time; the same command goes on.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--game", required=True)
+    parser.add_argument(
+        "--algorithms",
+        nargs="+",
+        default=["soft_q", "a2c"],
+        choices=ON_POLICY + REPLAY,
+        metavar="NAME",
+        help="of experiments.train (default soft_q a2c)",
+    )
+    parser.add_argument("--steps", required=True, help="agent steps of every seed")
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], metavar="N")
+    parser.add_argument("--out", type=Path, required=True, help="folder, one inside for each")
+    given = parser.parse_args(words)
+    runs = {name: given.out / name for name in given.algorithms}
+    started = time.monotonic()
+    try:
+        for name, out in runs.items():
+            command = ["--game", given.game, "--algorithm", name, "--steps", given.steps]
+            command += ["--seeds", *given.seeds, "--out", str(out), "--resume"]
+            status = train.train(*parse(command))
+            if status:
+                return status
+        console = Console()
+        console.print()
+        console.print(summarise(runs))
+        tied = [name for name in runs if name in ("soft_q", "a2c")]
+        if tied:
+            print(f"\nThe gradients of soft Q-learning and policy gradient at what {tied[0]} has")
+            print("learned, on one rollout of its own:\n")
+            print(equivalence(runs[tied[0]]))
+        curve = given.out / "curve.png"
+        atari = evaluate.load(runs[given.algorithms[0]]).about.is_atari
+        plotting.learning_curve(
+            {name: out / "metrics.csv" for name, out in runs.items()},
+            curve,
+            title=given.game,
+            frames_per_step=4 if atari else 1,
+        )
+    except (ConfigError, train.RunError, OSError, ValueError) as error:
+        return stop_with(error)
+    print(f"\nLearning curves: {curve}")
+    for out in runs.values():
+        print(f"Checkpoints:     {out / 'checkpoints'}")
+    print(f"\nAll of it took {time.monotonic() - started:.0f} s. Play with what was learned:")
+    print(f"  python -m experiments.evaluate {next(iter(runs.values()))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

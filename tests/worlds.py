@@ -1,0 +1,82 @@
+"""A small world in JAX that ends and begins its games as EnvPool does, and its exact solution."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxsoft.environments import Step
+
+PLACES, ACTIONS, LIMIT = 6, 2, 7
+GAMMA, TAU = 0.9, 0.5
+GO_ON, OVER, LIFE = range(3)
+
+# Every place is also one where games end, so that what follows an end would change its value.
+NEXT = np.array([[1, 2], [3, 0], [4, 1], [5, 2], [0, 3], [2, 4]])
+REWARD = np.array([[0.5, -1.0], [0.25, 1.0], [-0.5, 0.75], [1.5, -0.25], [0.0, 2.0], [-1.0, 0.5]])
+END = np.array(
+    [[GO_ON, GO_ON], [LIFE, GO_ON], [GO_ON, OVER], [OVER, GO_ON], [GO_ON, LIFE], [GO_ON, GO_ON]]
+)
+TRAP = 100.0  # the reward of a step that is none
+
+
+class State(NamedTuple):
+    place: Array
+    clock: Array
+    games: Array
+    ended: Array
+    over: Array
+
+
+class World:
+    """[S, N] games. The step after an end ignores its action and pays what must not be counted.
+
+    After a game the next begins somewhere else, after a lost life it goes on elsewhere. A time
+    limit cuts games off; what is seen does not tell the time.
+    """
+
+    num_actions = ACTIONS
+    observation_shape = ()
+    observation_dtype = np.dtype(np.int32)
+
+    def __init__(self, num_envs, seeds=(0,)):
+        self.batch_shape = (len(seeds), num_envs)
+        self.begin = np.array([[seed + i for i in range(num_envs)] for seed in seeds], np.int32)
+
+    def reset(self):
+        no = jnp.zeros(self.batch_shape, bool)
+        zero = jnp.zeros(self.batch_shape, jnp.int32)
+        nothing = jnp.zeros(self.batch_shape, jnp.float32)
+        games = jnp.asarray(self.begin)
+        state = State(games % PLACES, zero, games, no, no)
+        return state, Step(state.place, nothing, nothing, no, no, no, ~no, ~no)
+
+    def step(self, state, action):
+        over, ended = state.over, state.ended
+        here = (state.place, action)
+        games = state.games + over
+        moved = jnp.where(ended, (state.place + 1) % PLACES, jnp.asarray(NEXT, jnp.int32)[here])
+        place = jnp.where(over, games % PLACES, moved)
+        clock = jnp.where(over, 0, state.clock + ~ended)
+        kind = jnp.where(ended, GO_ON, jnp.asarray(END)[here])
+        reward = jnp.where(ended, TRAP, jnp.asarray(REWARD, jnp.float32)[here])
+        terminated, life_lost = kind == OVER, kind == LIFE
+        truncated = ~ended & (kind == GO_ON) & (clock >= LIMIT)
+        now_over = terminated | truncated
+        then = State(place, clock, games, now_over | life_lost, now_over)
+        # The score is told apart from the reward, as a clipped one would be.
+        step = Step(place, reward, 4 * reward, terminated, truncated, life_lost, ended, over)
+        return then, step
+
+
+def soft_value(q):
+    return TAU * np.log(np.mean(np.exp(q / TAU), axis=-1))
+
+
+def solve(end=END):
+    """Q* [places, actions] by value iteration, under the uniform prior; every end is terminal."""
+    q = np.zeros((PLACES, ACTIONS))
+    for _ in range(600):
+        q = REWARD + GAMMA * (end == GO_ON) * soft_value(q)[NEXT]
+    return q
