@@ -4,6 +4,9 @@
 VENV ?= .venv
 # The interpreter to build on, e.g. `make test PYTHON=python3.12`; by default the first that suits.
 PYTHON ?=
+# What `make run` trains on; on Atari a step is four frames.
+GAME ?= Catch-v0
+STEPS ?= 300_000
 # Test processes.
 JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
@@ -16,9 +19,9 @@ SETUP := sh .ci/setup "$(VENV)" "$(PYTHON)"
 help: ## Print the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-run: ## Set up the core and print the equivalence report
-	@$(SETUP)
-	$(BIN)/python examples/equivalence.py
+run: ## Set up, train soft Q and A2C on GAME for STEPS, compare
+	@$(SETUP) train
+	$(BIN)/python -m experiments.compare --game $(GAME) --steps $(STEPS) --out runs/$(GAME)-$(STEPS)
 
 test: lint ## Lint, check the format and the types, run the tests
 	$(BIN)/python -m pytest -n $(JOBS)

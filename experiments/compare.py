@@ -17,6 +17,7 @@ from rich.table import Table
 import jaxsoft
 from experiments import assembly, evaluate, plotting, train
 from experiments.config import ON_POLICY, REPLAY, ConfigError, parse, stop_with
+from jaxsoft.launch import keep_pages
 from jaxsoft.metrics import read_csv
 from jaxsoft.on_policy import Objective
 
@@ -84,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "other's. Can be broken off at any time; the same command goes on.",
         allow_abbrev=False,
     )
-    parser.add_argument("--game", required=True)
+    parser.add_argument("--game", required=True, help="any EnvPool id with discrete actions")
     parser.add_argument(
         "--algorithms",
         nargs="+",
@@ -94,7 +95,13 @@ def main(words: Sequence[str] | None = None) -> int:
         help="of experiments.train (default soft_q a2c)",
     )
     parser.add_argument("--steps", required=True, help="agent steps of every seed")
-    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], metavar="N")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        default=["0", "1", "2"],
+        metavar="N",
+        help="of independent learners (default 0 1 2)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder, one inside for each")
     given = parser.parse_args(words)
     runs = {name: given.out / name for name in given.algorithms}
@@ -133,4 +140,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_pages()
     sys.exit(main())

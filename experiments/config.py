@@ -60,14 +60,14 @@ def _count(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        value = float(text)
-        if value != int(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        return int(value)
-
-
-def _horizon(text: str) -> int | str:
-    return text if text == "none" else _count(text)
+        pass
+    try:
+        value = int(float(text))
+        if value == float(text):
+            return value
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ _IMAGE_REPLAY = _COMMON | {
 }
 # Small games: found by trial, on the games of the tests.
 _VECTOR_ON_POLICY = _IMAGE_ON_POLICY | {
-    "rollout_length": 16,
+    "rollout_length": 8,
     "optimiser": "adam",
     "learning_rate": 3e-3,
     "solver": "cg",
@@ -266,6 +266,7 @@ _VECTOR_REPLAY = _IMAGE_REPLAY | {
     "learning_rate": 1e-3,
     "learning_starts": 1_000,
     "target_period": 500,
+    "schedule": "linear",
 }
 _BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "dqn": {"tau": 0.0},
@@ -277,8 +278,8 @@ _BY_ALGORITHM_VECTOR: dict[str, dict[str, Any]] = {
     "pgq": {"tau": 0.05},
     "pcl": {"tau": 0.05},
     "nstep_soft_q": {"tau": 0.1},
-    "damped_q": {"tau": 0.1, "learning_rate": 0.5, "damping": 0.1},
-    "natural_pg": {"learning_rate": 0.5, "damping": 0.03},
+    "damped_q": {"tau": 0.1, "learning_rate": 0.5, "damping": 0.1, "rollout_length": 16},
+    "natural_pg": {"learning_rate": 0.5, "damping": 0.03, "rollout_length": 16},
 }
 
 
@@ -293,10 +294,23 @@ def defaults(algorithm: str, images: bool) -> dict[str, Any]:
     return table | atari | _BY_ALGORITHM.get(algorithm, {}) | own
 
 
-def complete(config: Config, images: bool) -> Config:
+def complete(config: Config, images: bool, atari: bool) -> Config:
     """Fills in what was left open, and refuses what does not fit together."""
     table = defaults(config.algorithm, images)
     values = dataclasses.asdict(config)
+    for name in ("episodic_life", "reward_clip"):
+        if not atari:
+            table.pop(name, None)
+            if values[name] is not None:
+                raise ConfigError(
+                    f"{flag(name)} does not go with --game {config.game}: only Atari has it. "
+                    "Leave it out."
+                )
+    if images and config.hidden != (64, 64):
+        raise ConfigError(
+            f"--hidden {_word(config.hidden)} does not go with --game {config.game}, whose images "
+            "get the Nature CNN. Leave it out."
+        )
     for spec in dataclasses.fields(Config):
         only, given = spec.metadata["only"], values[spec.name]
         if only and config.algorithm not in only:
@@ -323,28 +337,41 @@ def _validate(c: Config) -> None:
         if not holds:
             raise ConfigError(f"{problem} {mend}")
 
-    counts = ("steps", "num_envs", "rollout_length", "n", "capacity", "batch_size")
-    for name in (*counts, "steps_per_gradient", "learning_starts", "target_period"):
+    counts = ("steps", "num_envs", "rollout_length", "n", "max_episode_steps", "capacity")
+    counts += ("batch_size", "steps_per_gradient", "learning_starts", "target_period")
+    for name in counts:
         value = getattr(c, name)
         demand(
             value is None or value >= 1,
             f"{flag(name)} {value} is less than 1.",
             "Give a count of at least 1.",
         )
-    for name, low, high in (
-        ("discount", 0.0, 1.0),
-        ("tau", 0.0, float("inf")),
-        ("learning_rate", 0.0, float("inf")),
-        ("max_gradient_norm", 0.0, float("inf")),
-        ("damping", 0.0, float("inf")),
-        ("value_coef", 0.0, float("inf")),
-        ("epsilon", 0.0, 1.0),
-        ("epsilon_share", 0.0, 1.0),
+    demand(
+        all(size >= 1 for size in c.hidden),
+        f"--hidden {_word(c.hidden)} has a layer of less than 1.",
+        "Give sizes of at least 1.",
+    )
+    demand(
+        c.steps < 2**31,
+        f"--steps {c.steps:_} is more than the {2**31 - 1:_} that can be counted.",
+        "Give fewer.",
+    )
+    inf = float("inf")
+    for name, high in (
+        ("discount", 1.0),
+        ("tau", inf),
+        ("learning_rate", inf),
+        ("max_gradient_norm", inf),
+        ("damping", inf),
+        ("value_coef", inf),
+        ("epsilon", 1.0),
+        ("epsilon_share", 1.0),
     ):
         value = getattr(c, name)
+        closed = high < inf or name == "max_gradient_norm"
         demand(
-            value is None or low <= value <= high,
-            f"{flag(name)} {value} is outside [{low:g}, {high:g}].",
+            value is None or 0 <= value < high or (closed and value == high),
+            f"{flag(name)} {value} is outside [0, {high:g}{']' if closed else ')'}.",
             "Give a number inside.",
         )
     demand(
@@ -378,9 +405,7 @@ def _validate(c: Config) -> None:
         )
     for name in REPLAY:
         demand(
-            c.algorithm != name
-            or (c.prior == "counting") == (name == "soft_dqn_entropy")
-            or name == "dqn",
+            c.algorithm != name or (c.prior == "counting") == (name == "soft_dqn_entropy"),
             f"--prior {c.prior} with --algorithm {name}.",
             "uniform is soft_dqn_kl, counting is soft_dqn_entropy: leave --prior out.",
         )
@@ -395,6 +420,11 @@ def _validate(c: Config) -> None:
             c.capacity >= c.learning_starts,
             f"--capacity {c.capacity:_} is less than --learning-starts {c.learning_starts:_}.",
             "Learning would start with a replay that has already lost data: raise the capacity.",
+        )
+        demand(
+            c.steps >= c.learning_starts,
+            f"--steps {c.steps:_} is less than --learning-starts {c.learning_starts:_}.",
+            "Nothing would be learned: change one of the two.",
         )
     elif c.n > c.rollout_length:
         raise ConfigError(
@@ -545,14 +575,14 @@ def _word(value: Any) -> str:
 def parse(words: Sequence[str] | None = None) -> tuple[Config, Runtime]:
     """Config and runtime of a command line; with --resume the folder's own config fills the gaps.
 
-    Given settings must agree with the folder's; the checkpoint names those that do not.
+    Given settings must agree with the folder's.
     """
     out = parser()
     given = vars(out.parse_args(words))
     if given["out"] is None:
         out.error("--out is missing: the folder to write to")
     saved = given["out"] / "config.json"
-    if given["resume"] and saved.exists():
+    if going_on := given["resume"] and saved.exists():
         before = json.loads(saved.read_text())
         before.pop("version", None)
         config = dataclasses.asdict(from_json(before))
@@ -561,15 +591,32 @@ def parse(words: Sequence[str] | None = None) -> tuple[Config, Runtime]:
         for name in ("game", "algorithm", "steps"):
             if given[name] is None:
                 out.error(f"{flag(name)} is missing")
-    for name in config:
+    others = []
+    for name, before in config.items():
         if given[name] is not None:
-            value = given[name]
-            config[name] = tuple(value) if isinstance(value, list) else value
-    runtime = {
-        spec.name: spec.default if given[spec.name] is None else given[spec.name]
-        for spec in dataclasses.fields(Runtime)
-    }
-    return Config(**config), Runtime(**runtime)
+            value = tuple(given[name]) if isinstance(given[name], list) else given[name]
+            if going_on and value != before:
+                has = "none" if before is None else _word(before)
+                others.append(f"{flag(name)} {_word(value)}: the run there has {has}")
+            config[name] = value
+    if others:
+        raise ConfigError(
+            f"--out {given['out']} cannot be gone on with by other settings.\n  "
+            + "\n  ".join(others)
+            + "\nLeave them out, or name another folder."
+        )
+    runtime = Runtime(
+        **{
+            spec.name: spec.default if given[spec.name] is None else given[spec.name]
+            for spec in dataclasses.fields(Runtime)
+        }
+    )
+    leasts = {"env_threads": 0, "report_every": 1, "checkpoint_seconds": 0, "keep": 1}
+    for name, least in leasts.items():
+        value = getattr(runtime, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{flag(name)} {value} is less than {least}. Give at least that.")
+    return Config(**config), runtime
 
 
 def stop_with(message: object) -> int:

@@ -22,9 +22,12 @@ from experiments.config import Config, ConfigError, from_json, stop_with, to_jso
 from jaxsoft import environments
 from jaxsoft.checkpoint import Checkpoints
 from jaxsoft.loop import TrainState, initial, over_seeds
+from jaxsoft.metrics import writing
 
 _APART = 10_000
 """Added to the seeds: the games played are none of those trained on."""
+
+_DRAWN = {"render_mode": "rgb_array"}
 
 
 class Trained(NamedTuple):
@@ -55,8 +58,19 @@ def load(out: Path) -> Trained:
     ) as checkpoints:
         if checkpoints.latest() is None:
             raise ConfigError(f"{out} has no checkpoint yet. Wait for its first, then try again.")
-        step, state = checkpoints.restore(without_replay(like))
-    return Trained(config, about, learner, state, step)
+        step, state = restore(checkpoints, like)
+    return Trained(config, about, learner, without_replay(state), step)
+
+
+def restore(checkpoints: Checkpoints, like: TrainState) -> tuple[int, TrainState]:
+    """The newest checkpoint, with the replay only where it has that."""
+    try:
+        return checkpoints.restore(without_replay(like))
+    except ValueError as error:
+        try:
+            return checkpoints.restore(like)
+        except ValueError:
+            raise error from None
 
 
 def without_replay(state: TrainState) -> TrainState:
@@ -119,10 +133,23 @@ def _policy(trained: Trained, greedy: bool) -> Callable[..., Any]:
     return one
 
 
-def record(out: Path, video: Path) -> None:
-    """Records a game of the first seed to a GIF: the screen, or what the agent sees of it."""
+def check_video(config: Config, about: environments.About, video: Path) -> None:
+    """Refuses what `record` could not do, before anything is trained or played for it."""
     if video.suffix.lower() != ".gif":
         raise ConfigError(f"--video {video} is no .gif. Name a file that ends in .gif.")
+    drawn = assembly.options(config, about, playing=True) | _DRAWN
+    pool = environments.HostEnvPool(config.game, num_envs=1, **drawn)
+    pool.reset()
+    try:
+        pool.pool.render()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--video: EnvPool cannot draw {config.game} ({error}). Leave it out."
+        ) from None
+
+
+def record(out: Path, video: Path) -> None:
+    """Records a game of the first seed to a GIF."""
     whole = load(out)
     alone = dataclasses.replace(whole.config, seeds=whole.config.seeds[:1])
     state = whole.state._replace(
@@ -135,10 +162,7 @@ def record(out: Path, video: Path) -> None:
         image = Image.fromarray(np.asarray(pool.render())[0])
         frames.append(image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST))
 
-    try:
-        score, length = play(trained, 1, watch=watch, render_mode="rgb_array")
-    except RuntimeError as error:
-        raise ConfigError(f"--video: EnvPool cannot draw {alone.game} ({error}).") from None
+    score, length = play(trained, 1, watch=watch, **_DRAWN)
     video.parent.mkdir(parents=True, exist_ok=True)
     # 15 agent steps of 4 frames are a second of an Atari game.
     frames[0].save(video, save_all=True, append_images=frames[1:], duration=66, loop=0)
@@ -168,9 +192,15 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error(f"--games {given.games}: play at least one")
     try:
         trained = load(given.run)
+        if given.video is not None:
+            check_video(trained.config, trained.about, given.video)
         score, length = play(trained, given.games, greedy=given.greedy, seed=given.seed)
         if given.video is not None:
             record(given.run, given.video)
+        if given.json is not None:
+            played = {"step": trained.step, "returns": score.tolist(), "lengths": length.tolist()}
+            with writing(given.json):
+                given.json.write_text(json.dumps(played) + "\n")
     except (ConfigError, OSError, ValueError) as error:
         return stop_with(error)
     config = trained.config
@@ -195,9 +225,6 @@ def main(words: Sequence[str] | None = None) -> int:
         table.add_section()
         add("all", score, length)
     Console().print(table)
-    if given.json is not None:
-        played = {"step": trained.step, "returns": score.tolist(), "lengths": length.tolist()}
-        given.json.write_text(json.dumps(played) + "\n")
     return 0
 
 

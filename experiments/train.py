@@ -18,8 +18,9 @@ from experiments import assembly, evaluate, plotting
 from experiments.config import Config, ConfigError, Runtime, complete, parse, stop_with, to_json
 from jaxsoft import environments
 from jaxsoft.checkpoint import Checkpoints
+from jaxsoft.launch import keep_pages
 from jaxsoft.loop import Report, TrainState, initial
-from jaxsoft.metrics import CsvLog, Progress, TensorBoardLog
+from jaxsoft.metrics import CsvLog, Progress, TensorBoardLog, writing
 
 VERSION = 1
 """Of what a checkpoint holds; another one is refused."""
@@ -57,7 +58,9 @@ class _Signals:
 def train(config: Config, runtime: Runtime) -> int:
     """Carries out a run in `runtime.out`; returns 0, or 128 + the signal that ended it."""
     about = environments.about(config.game)
-    config = complete(config, images=len(about.observation_shape) == 3)
+    config = complete(config, images=len(about.observation_shape) == 3, atari=about.is_atari)
+    if runtime.video is not None:
+        evaluate.check_video(config, about, runtime.video)
     out = runtime.out
     settings = to_json(config)
     resumed = _prepare(out, runtime.resume)
@@ -71,7 +74,7 @@ def train(config: Config, runtime: Runtime) -> int:
         state = initial(loop.learner, config.seeds)
         begun = 0
         if resumed and checkpoints.latest() is not None:
-            begun, held = checkpoints.restore(_held(state, runtime.save_replay))
+            begun, held = evaluate.restore(checkpoints, state)
             state = _join(state, held)
         else:
             _write_json(out / "config.json", settings | {"version": VERSION})
@@ -185,9 +188,7 @@ class _Run:
 
 def _held(state: TrainState, save_replay: bool) -> TrainState:
     """What a checkpoint holds of the state."""
-    if save_replay or not hasattr(state.learner, "replay"):
-        return state
-    return state._replace(learner=state.learner._replace(replay=None))
+    return state if save_replay else evaluate.without_replay(state)
 
 
 def _join(state: TrainState, held: TrainState) -> TrainState:
@@ -204,14 +205,16 @@ def _prepare(out: Path, resume: bool) -> bool:
         raise ConfigError(
             f"--out {out} holds a run already. Go on with it by --resume, or name another folder."
         )
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     return there
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     whole = path.with_suffix(".tmp")
-    whole.write_text(json.dumps(values, indent=1) + "\n")
-    whole.replace(path)
+    with writing(path):
+        whole.write_text(json.dumps(values, indent=1) + "\n")
+        whole.replace(path)
 
 
 def _draw(config: Config, out: Path) -> None:
@@ -232,4 +235,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_pages()
     sys.exit(main())

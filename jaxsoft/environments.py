@@ -260,6 +260,7 @@ class _Pool:
                 seed=env_seeds,
                 **options,
             )
+            _ = self.pool.observation_space  # made on first use, and kept
         self.batch_shape = (len(seeds), high - low)
         self.num_actions = self.about.num_actions
         self.observation_shape = self.about.observation_shape

@@ -126,6 +126,7 @@ class GraphLoop:
         self, state: TrainState, actors: Actors, updates: int
     ) -> tuple[TrainState, Actors, Report]:
         """Acts and learns for a number of updates; `state` is used up."""
+        updates = _checks.count("GraphLoop.run", "updates", updates)
         return self._run(state, actors, updates)  # type: ignore[no-any-return]
 
     def collect(self, state: TrainState, actors: Actors) -> tuple[Actors, Rollout]:
@@ -217,7 +218,7 @@ class HostLoop:
     ) -> tuple[TrainState, Actors, Report]:
         """Acts and learns for a number of updates; `state` is used up."""
         reports = []
-        for _ in range(updates):
+        for _ in range(_checks.count("HostLoop.run", "updates", updates)):
             actors, rollout, finished = self._collect(state, actors)
             state, metrics = self._learn(state, rollout)
             reports.append(Report(metrics, finished))

@@ -60,7 +60,7 @@ def assemble(start: Step, action: Array, steps: Step) -> Rollout:
         reward=steps.reward,
         terminated=steps.terminated | steps.life_lost,
         truncated=steps.truncated,
-        weight=1.0 - steps.first,
+        weight=(~steps.first).astype(steps.reward.dtype),
         reset=states(start.reset, steps.reset),
     )
 

@@ -34,6 +34,14 @@ def test_the_guide_runs(capsys: pytest.CaptureFixture) -> None:
     assert "All preconditions hold" in capsys.readouterr().out
 
 
+def test_the_training_page_runs(capsys: pytest.CaptureFixture) -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        exec(block, {})
+    assert len(capsys.readouterr().out.split()) >= 2
+
+
 def test_the_equivalence_report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

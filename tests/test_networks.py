@@ -102,7 +102,7 @@ def convolutions(draw):
     return draw(small), height, width, kernel, stride, draw(small), draw(small)
 
 
-@settings(max_examples=5)
+@settings(max_examples=4)
 @example((2, 11, 14, 4, 2, 3, 5))
 @example((1, 10, 7, 3, 3, 1, 2))
 @example((2, 6, 4, 1, 1, 2, 1))
@@ -297,14 +297,15 @@ def test_leading_axes_are_optional(name):
     assert [y.shape for y in outputs] == shapes
     assert isinstance(whole, tuple) == isinstance(network, ActorCritic)
     assert np.std(outputs[-1]) > 0.1
-    for part in ((1,), (1, 2)):
+    for part in ((1, 2),) if name == "images" else ((1,), (1, 2)):
         for y, expected in zip(jax.tree.leaves(run(params, x[part])), outputs, strict=True):
             np.testing.assert_allclose(y, expected[part], rtol=1e-4, atol=1e-5)
             assert y.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("kind", [ActorCritic, QNetwork])
-@pytest.mark.parametrize("torso", [NatureCNN, MLP])
+@pytest.mark.parametrize(
+    ("torso", "kind"), [(NatureCNN, ActorCritic), (MLP, ActorCritic), (MLP, QNetwork)]
+)
 def test_half_precision_stays_inside(torso, kind):
     x = images(0, 3, *SMALL) if torso is NatureCNN else normal(0, 3, 4)
     exact, half = (kind(torso(dtype=d), A, x.ndim - 1) for d in (jnp.float64, jnp.bfloat16))

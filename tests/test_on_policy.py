@@ -33,9 +33,8 @@ SOLVES = {
     "natural_pg": natural_pg(damping=DAMPING),
     "natural_pg_cg": natural_pg(damping=DAMPING, solver="cg"),
     "damped_q": damped_q(damping=DAMPING),
-    "damped_q_cg": damped_q(damping=DAMPING, solver="cg"),
 }
-GRADIENTS = {name: gradient_of(loss) for name, loss in ALGORITHMS.items()} | SOLVES
+GRADIENTS = {name: gradient_of(loss) for name, loss in ALGORITHMS.items()}
 DESCRIPTION = {"loss", "value", "value_error", "entropy", "kl"}
 
 
@@ -82,28 +81,38 @@ class Case:
         self.network = network_of(self.agent)
         self.objective = Objective(self.tau, GAMMA, STEPS, C, log_prior)
         self.rollout = random_rollout(1)
-        self.losses, self.gradients = jax.jit(self._losses), jax.jit(self._gradients)
+        self.losses = jax.jit(self._losses)
+        self.gradients = jax.jit(functools.partial(self._apply, GRADIENTS))
+        self.solves = jax.jit(functools.partial(self._apply, SOLVES))
 
     def _losses(self, theta, rollout):
         at = on_policy.heads(self.network, theta, rollout.observation, self.objective)
         return {name: f(at, rollout, self.objective) for name, f in ALGORITHMS.items()}
 
-    def _gradients(self, theta, rollout):
+    def _apply(self, gradients, theta, rollout):
         arguments = self.network, theta, rollout, self.objective
-        return {name: f(*arguments) for name, f in GRADIENTS.items()}
+        return {name: f(*arguments) for name, f in gradients.items()}
 
 
 make_case = functools.cache(Case)
 
 
-@pytest.fixture(params=HEADS)
-def head(request):
-    return request.param
+CASES = [
+    ("actor_critic", "counting"),
+    ("q", "masked"),
+    ("actor_critic", "masked"),
+    ("q", "uniform"),
+]
 
 
-@pytest.fixture(params=PRIORS)
-def case(request, head):
-    return make_case(head, request.param)
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request):
+    return make_case(*request.param)
+
+
+@pytest.fixture(params=CASES[:2], ids="-".join)
+def solved(request):
+    return make_case(*request.param)
 
 
 class Oracle:
@@ -229,8 +238,9 @@ def test_rollouts_have_everything():
     assert rollout.weight.sum() > T * N / 2
 
 
-def test_heads_are_tied(case):
+def test_heads_are_tied(solved):
     """(57), whichever of them the network has."""
+    case = solved
     obs, theta, objective = case.rollout.observation, case.theta, case.objective
     at = jax.jit(lambda x: on_policy.heads(case.network, x, obs, objective))(theta)
     agent, allowed = case.agent, case.agent.prior[obs] > 0
@@ -270,8 +280,8 @@ def test_algorithms(case):
             np.testing.assert_allclose(metrics[key], expected, rtol=1e-9, err_msg=key)
 
 
-def test_solves(case):
-    oracle, results = Oracle(case), case.gradients(case.theta, case.rollout)
+def test_solves(solved):
+    oracle, results = Oracle(solved), solved.solves(solved.theta, solved.rollout)
     for name in SOLVES:
         loss, direction = oracle.of(name.removesuffix("_cg"))
         actual, metrics = results[name]
@@ -282,9 +292,7 @@ def test_solves(case):
         np.testing.assert_allclose(metrics["value"], oracle.mean(oracle.v), rtol=1e-9)
 
 
-@pytest.mark.equation(66, 69, 70)
-@pytest.mark.parametrize("solver", ["gram", "cg"])
-def test_without_a_value_loss_it_is_the_natural_policy_gradient(solver):
+def test_without_a_value_loss_it_is_the_natural_policy_gradient():
     """The parameters of V alone stay where they are."""
     case = make_case("actor_critic", "counting")
     oracle, agent, rollout, tau = Oracle(case), case.agent, case.rollout, case.tau
@@ -304,32 +312,29 @@ def test_without_a_value_loss_it_is_the_natural_policy_gradient(solver):
 
     @jax.jit
     def both(theta):
-        direction, _ = natural_pg(damping=DAMPING, solver=solver)(
-            network, theta, rollout, objective
-        )
+        direction, _ = natural_pg(damping=DAMPING, solver="cg")(network, theta, rollout, objective)
 
         def log_prob(theta):
             return jaxsoft.take_action(network(theta, rollout.observation[:-1])[1], rollout.action)
 
         expected, _ = jaxsoft.natural_gradient(
-            log_prob, theta, error, damping=DAMPING, solver=solver, weight=rollout.weight
+            log_prob, theta, error, damping=DAMPING, weight=rollout.weight
         )
         return direction, expected
 
     direction, expected = both(theta)
     assert_close(-direction, expected, 1e-7)
-    np.testing.assert_array_equal(direction[half:-A - 2], 0)
+    np.testing.assert_array_equal(direction[half : -A - 2], 0)
     psi = oracle.d_log_pi
     slope = oracle.mean(psi * error[..., None])
     dense = np.linalg.solve(ridged(oracle.mean(outer(psi, psi))), slope)
     assert_close(-direction[:half], dense, 1e-7)
 
 
-@pytest.mark.equation(58, 65)
-@pytest.mark.parametrize("n", [1, 2])
-def test_soft_q_and_a2c_have_one_expected_gradient(head, n):
+@pytest.mark.parametrize("head", HEADS)
+def test_soft_q_and_a2c_have_one_expected_gradient(head):
     """Over every path of two steps, actions from the policy; A2C is the one-call algorithm."""
-    tau = 0.3
+    tau, n = 0.3, 2
     mdp = oracles.random_mdp(4, outcomes=1, tau=tau, terminals=1)
     prior = np.tile([0.5, 0.2, 0.9], (4, 1))
     mdp = replace(mdp, prior=prior)
@@ -361,14 +366,12 @@ def test_soft_q_and_a2c_have_one_expected_gradient(head, n):
     soft_q, a2c, called, naive = gradients(theta, rollout)
     assert_close(a2c, soft_q)
     assert_close(called, a2c, 1e-12)
-    if n > 1:
-        assert_differs(naive, a2c)
+    assert_differs(naive, a2c)
     some = rollout.weight * (np.arange(path.probs.size) % 3 == 0)
     soft_q, a2c, *_ = gradients(theta, rollout._replace(weight=some))
     assert_differs(soft_q, a2c)
 
 
-@pytest.mark.equation(79, 80)
 def test_a2c_is_naive_but_for_the_kl_in_the_return(case):
     """Paid the KL back as a reward, the one is the other; else they differ by the sum of it."""
     oracle, rollout = Oracle(case), case.rollout
@@ -384,10 +387,9 @@ def test_a2c_is_naive_but_for_the_kl_in_the_return(case):
     assert_differs(plain["a2c"][0], plain["a2c_naive"][0], by=1e-2)
 
 
-def test_dummy_steps_change_nothing(case):
-    """Neither what they pay nor what is done, nor what is seen at a start that nothing leads to."""
-    rollout, rng = case.rollout, np.random.default_rng(7)
-    dummy = rollout.weight == 0
+def with_garbage(rollout):
+    """What dummy steps pay and do, and what is seen at a start that nothing leads to."""
+    rng, dummy = np.random.default_rng(7), rollout.weight == 0
     led_to = np.concatenate([np.zeros((1, N), bool), ~rollout.terminated[:-1]])
     unseen = np.concatenate([dummy & ~led_to, np.zeros((1, N), bool)])
     other_action = rng.choice(np.flatnonzero(MEASURE), size=(T, N))
@@ -398,21 +400,46 @@ def test_dummy_steps_change_nothing(case):
     )
     assert np.any(garbage.action != rollout.action)
     assert np.any(garbage.observation != rollout.observation)
-    expected, actual = (case.gradients(case.theta, x) for x in (rollout, garbage))
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-    # What a truncation leads to is seen: its value is the bootstrap.
+    return garbage
+
+
+def elsewhere_after_truncations(rollout):
+    """What a truncation leads to is seen: its value is the bootstrap."""
     seen = np.concatenate([np.zeros((1, N), bool), rollout.truncated])
-    other = np.where(seen, (rollout.observation + 1) % STATES, rollout.observation)
-    moved = case.gradients(case.theta, rollout._replace(observation=other))
-    for name in GRADIENTS:
-        assert_differs(moved[name][0], expected[name][0])
+    return rollout._replace(
+        observation=np.where(seen, (rollout.observation + 1) % STATES, rollout.observation)
+    )
+
+
+def assert_dummies_change_nothing(f, case):
+    rollouts = case.rollout, with_garbage(case.rollout), elsewhere_after_truncations(case.rollout)
+    expected, actual, moved = (f(case.theta, rollout) for rollout in rollouts)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    for name, (gradient, _) in moved.items():
+        assert_differs(gradient, expected[name][0])
+
+
+def assert_nothing_is_learned(f, case):
+    rollout = case.rollout._replace(weight=np.zeros((T, N)))
+    for name, (gradient, metrics) in f(case.theta, rollout).items():
+        np.testing.assert_array_equal(gradient, 0, err_msg=name)
+        assert all(x == 0 for x in metrics.values()), name
+
+
+def test_dummy_steps_change_nothing(case):
+    assert_dummies_change_nothing(case.gradients, case)
+
+
+def test_dummy_steps_change_no_solve(solved):
+    assert_dummies_change_nothing(solved.solves, solved)
 
 
 def test_nothing_is_learned_where_nothing_counts(case):
-    rollout = case.rollout._replace(weight=np.zeros((T, N)))
-    for name, (gradient, metrics) in case.gradients(case.theta, rollout).items():
-        np.testing.assert_array_equal(gradient, 0, err_msg=name)
-        assert all(x == 0 for x in metrics.values()), name
+    assert_nothing_is_learned(case.gradients, case)
+
+
+def test_nothing_is_solved_where_nothing_counts(solved):
+    assert_nothing_is_learned(solved.solves, solved)
 
 
 @pytest.mark.parametrize("kind", [ActorCritic, QNetwork])
@@ -450,15 +477,14 @@ def table_learner(*algorithm, tau=0.3, log_prior=None, **options):
     )
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", ["counting", "masked"])
 def test_acting_follows_the_policy(prior):
     log_prior, measure, _ = PRIORS[prior]
     learner = table_learner(tau=0.7, log_prior=log_prior)
     state, count = learner.init(jax.random.key(2)), 6000
     observation = np.arange(count) % STATES
-    keys = jax.random.split(jax.random.key(1), count)
-    act = jax.jit(learner.act)
-    action = np.asarray(act(state, observation, keys))
+    action = jax.jit(learner.act)(state, observation, jax.random.split(jax.random.key(1), count))
+    assert action.dtype == jnp.int32
     policy = oracles.boltzmann(np.asarray(state.params), 0.7, np.tile(measure, (STATES, 1)))
     for s in range(STATES):
         expected = policy[s] * count / STATES
@@ -467,34 +493,34 @@ def test_acting_follows_the_policy(prior):
         allowed = expected > 0
         chi_square = np.sum((counted - expected)[allowed] ** 2 / expected[allowed])
         assert chi_square < 17  # one in a thousand is greater
-    # An environment has its own key: neither its neighbours nor their number matter.
-    shuffled = observation.copy()
-    shuffled[1::2] = shuffled[1::2][::-1]
-    np.testing.assert_array_equal(act(state, shuffled, keys)[::2], action[::2])
-    np.testing.assert_array_equal(act(state, observation[:7], keys[:7]), action[:7])
-    alone = np.asarray(act(state, np.zeros(50, int), keys[:50]))
-    again = np.asarray(act(state, np.zeros(50, int), keys[50:100]))
-    assert len(set(alone)) > 1
-    assert np.any(alone != again)
 
 
-def test_an_update_is_an_optimisers_step(head):
-    case = make_case(head, "counting")
-    gradients = case.gradients(case.theta, case.rollout)
-    for name, how in (
-        ("a2c", {"algorithm": on_policy.a2c}),
-        ("damped_q", {"gradient": damped_q(damping=DAMPING)}),
-    ):
-        learner = make_learner(case, **how)
-        state = learner.init(jax.random.key(0))
-        state, metrics = jax.jit(learner.update)(state, case.rollout, jax.random.key(0))
-        gradient, described = gradients[name]
-        assert_close(state.params, case.theta - 0.1 * gradient, 1e-12)
-        norm = np.linalg.norm(gradient)
-        expected = described | {"gradient_norm": norm, "skipped": 0, "updates": 1}
-        assert set(metrics) == set(expected)
-        for key, x in expected.items():
-            np.testing.assert_allclose(metrics[key], x, rtol=1e-6, atol=1e-9, err_msg=key)
+def test_an_environment_acts_by_its_own_key():
+    """Neither its neighbours nor their number matter."""
+    learner = table_learner(tau=2.0)
+    state, act = learner.init(jax.random.key(2)), jax.jit(learner.act)
+    keys = jax.random.split(jax.random.key(1), 60)
+    here, other = np.zeros(60, int), np.where(np.arange(60) % 2, 3, 0)
+    action = act(state, here, keys)
+    assert len(set(action.tolist())) == A
+    np.testing.assert_array_equal(act(state, other, keys)[::2], action[::2])
+    np.testing.assert_array_equal(act(state, here[:7], keys[:7]), action[:7])
+    np.testing.assert_array_equal(act(state, here, keys[::-1]), action[::-1])
+    assert len(set(act(state, here, keys[jnp.zeros(60, int)]).tolist())) == 1
+
+
+def test_an_update_is_an_optimisers_step():
+    case = make_case("actor_critic", "counting")
+    learner = make_learner(case, on_policy.a2c)
+    state = learner.init(jax.random.key(0))
+    state, metrics = jax.jit(learner.update)(state, case.rollout, jax.random.key(0))
+    gradient, described = case.gradients(case.theta, case.rollout)["a2c"]
+    assert_close(state.params, case.theta - 0.1 * gradient, 1e-12)
+    norm = np.linalg.norm(gradient)
+    expected = described | {"gradient_norm": norm, "skipped": 0, "updates": 1}
+    assert set(metrics) == set(expected)
+    for key, x in expected.items():
+        np.testing.assert_allclose(metrics[key], x, rtol=1e-6, atol=1e-9, err_msg=key)
 
 
 def test_an_update_lowers_the_loss():
@@ -502,12 +528,10 @@ def test_an_update_lowers_the_loss():
     case, rate = make_case("actor_critic", "uniform"), 1e-5
     learner = make_learner(case, ALGORITHMS["pcl"], optimiser=optax.sgd(rate))
     state, update = learner.init(jax.random.key(0)), jax.jit(learner.update)
-    losses = []
-    for _ in range(2):
-        state, metrics = update(state, case.rollout, jax.random.key(0))
-        losses.append(metrics["loss"])
-        first_norm = metrics["gradient_norm"] if len(losses) == 1 else first_norm
-    np.testing.assert_allclose(losses[0] - losses[1], rate * first_norm**2, rtol=1e-2)
+    state, before = update(state, case.rollout, jax.random.key(0))
+    _, after = update(state, case.rollout, jax.random.key(0))
+    expected = rate * before["gradient_norm"] ** 2
+    np.testing.assert_allclose(before["loss"] - after["loss"], expected, rtol=1e-2)
 
 
 def test_a_loss_and_a_gradient_of_ones_own():
@@ -522,7 +546,7 @@ def test_a_loss_and_a_gradient_of_ones_own():
 
     learner = make_learner(case, towards_rewards)
     state = learner.init(jax.random.key(0))
-    after, metrics = learner.update(state, rollout, jax.random.key(0))
+    after, metrics = jax.jit(learner.update)(state, rollout, jax.random.key(0))
     oracle = Oracle(case)
     error = oracle.v - oracle.r
     gradient = oracle.mean(2 / C * error[..., None] * oracle.d_v)
@@ -530,22 +554,21 @@ def test_a_loss_and_a_gradient_of_ones_own():
     np.testing.assert_allclose(metrics["loss"], oracle.mean(error**2) / C)
 
     learner = make_learner(case, gradient=against_signs)
-    after, metrics = learner.update(state, rollout, jax.random.key(0))
+    after, metrics = jax.jit(learner.update)(state, rollout, jax.random.key(0))
     assert_close(after.params, case.theta - 0.1 * np.sign(case.theta))
     assert set(metrics) == {"own", "gradient_norm", "skipped", "updates"}
     np.testing.assert_allclose(metrics["own"], C * rollout.reward.sum())
 
 
-@pytest.mark.parametrize("how", [{"algorithm": on_policy.pgq}, {"gradient": natural_pg()}])
-def test_seeds_side_by_side_learn_what_they_learn_alone(how):
+def test_seeds_side_by_side_learn_what_they_learn_alone():
     learner = on_policy.learner(
         lambda p, states: (p["v"][states], jax.nn.log_softmax(p["logits"][states])),
         lambda key: {
             "v": jax.random.normal(key, (STATES,)),
             "logits": jax.random.normal(jax.random.fold_in(key, 1), (STATES, A)),
         },
-        **how,
-        optimiser=optax.adam(0.1),
+        gradient=damped_q(damping=DAMPING, solver="cg"),
+        optimiser=optax.sgd(0.1, momentum=0.9),
         objective=Objective(0.3, GAMMA, STEPS),
     )
 
@@ -563,8 +586,7 @@ def test_seeds_side_by_side_learn_what_they_learn_alone(how):
     stacked = jax.tree.map(lambda *x: np.stack(x, axis=1), *rollouts)
     got = jax.jit(jax.vmap(act_and_update, (0, 1, 0)))(together, stacked, keys)
     expected = jax.tree.map(lambda *x: np.stack(x), *alone)
-    # Adam divides by the gradient's size: where that is rounding, so is its step.
-    jax.tree.map(lambda x, y: assert_close(x, y, 1e-7), got, expected)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-9), got, expected)
 
 
 def test_one_of_algorithm_and_gradient():
@@ -573,36 +595,39 @@ def test_one_of_algorithm_and_gradient():
         ({"algorithm": on_policy.a2c, "gradient": natural_pg()}, "both of them"),
     ):
         with pytest.raises(ValueError, match=words):
-            make_learner(make_case("q", "uniform"), **how)
+            make_learner(make_case("actor_critic", "counting"), **how)
 
 
 # ---- The optimiser's step ------------------------------------------------------------------------
 
-PARAMS = {"w": jnp.arange(6.0).reshape(2, 3) - 2, "b": jnp.array([0.5, -0.0], jnp.float32)}
+PARAMS = {"w": np.arange(6.0).reshape(2, 3) - 2, "b": np.array([0.5, -0.0], np.float32)}
 
 
 def gradients_with(value):
     """One entry of one leaf is `value`."""
-    return {"w": jnp.ones((2, 3)).at[1, 2].set(value), "b": jnp.ones(2, jnp.float32)}
+    w = np.ones((2, 3))
+    w[1, 2] = value
+    return {"w": w, "b": np.ones(2, np.float32)}
 
 
 def bits(tree):
     return [(x.dtype, x.shape, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
 
 
-@pytest.fixture
+ADAM = optax.adamw(0.1)  # whose step depends on the parameters too
+step = jax.jit(functools.partial(descend, ADAM))
+
+
+@functools.cache
 def trained():
     """After a step, so that no moment is zero."""
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
-    start = Trained(PARAMS, optimiser.init(PARAMS))
-    return optimiser, jax.jit(functools.partial(descend, optimiser))(start, gradients_with(1.0))[0]
+    return step(Trained(PARAMS, ADAM.init(PARAMS)), gradients_with(1.0))[0]
 
 
-def test_a_step(trained):
-    optimiser, state = trained
-    gradients = gradients_with(-2.0)
-    updates, expected = optimiser.update(gradients, state.optimiser, state.params)
-    after, metrics = jax.jit(functools.partial(descend, optimiser))(state, gradients)
+def test_a_step():
+    state, gradients = trained(), gradients_with(-2.0)
+    after, metrics = step(state, gradients)
+    updates, expected = ADAM.update(gradients, state.optimiser, state.params)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
     jax.tree.map(close, after.params, optax.apply_updates(state.params, updates))
     jax.tree.map(close, after.optimiser, expected)
@@ -612,26 +637,22 @@ def test_a_step(trained):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_no_step_is_taken_without_finite_gradients(trained, value):
-    optimiser, state = trained
-    step = jax.jit(functools.partial(descend, optimiser))
+def test_no_step_is_taken_without_finite_gradients(value):
+    state = trained()
     after, metrics = step(state, gradients_with(value))
     assert bits(after) == bits(state)
     assert metrics["skipped"] == 1
     assert not np.isfinite(metrics["gradient_norm"])
-    # Nor does it leave anything behind.
-    assert bits(step(after, gradients_with(3.0))) == bits(step(state, gradients_with(3.0)))
 
 
-def test_one_seed_skips_and_the_other_does_not(trained):
-    optimiser, state = trained
-    step = functools.partial(descend, optimiser)
-    both = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    gradients = jax.tree.map(lambda *x: jnp.stack(x), gradients_with(np.nan), gradients_with(3.0))
+def test_one_seed_skips_and_the_other_does_not():
+    state = trained()
+    both = jax.tree.map(lambda x: np.stack([x, x]), state)
+    gradients = jax.tree.map(lambda *x: np.stack(x), gradients_with(np.nan), gradients_with(3.0))
     after, metrics = jax.jit(jax.vmap(step))(both, gradients)
-    first, second = (jax.tree.map(lambda x, i=i: x[i], after) for i in range(2))
+    first, second = (jax.tree.map(lambda x, i=i: np.asarray(x)[i], after) for i in range(2))
     assert bits(first) == bits(state)
-    expected, _ = jax.jit(step)(state, gradients_with(3.0))
+    expected, _ = step(state, gradients_with(3.0))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), second, expected)
     assert np.any(second.params["w"] != state.params["w"])
     np.testing.assert_array_equal(metrics["skipped"], [1, 0])

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,12 +20,13 @@ def wander(length=160, num_envs=8, seeds=(0,)):
     state, start = world.reset()
     action = np.random.default_rng(0).integers(2, size=(length, *world.batch_shape))
     _, steps = jax.jit(lambda s, a: jax.lax.scan(world.step, s, a))(state, action)
+    start, steps = jax.tree.map(np.asarray, (start, steps))
     return start, action, steps
 
 
 @functools.cache
 def rollout():
-    return assemble(*wander())
+    return jax.tree.map(np.asarray, assemble(*wander()))
 
 
 def residuals(rollout, q, n):
@@ -34,7 +34,7 @@ def residuals(rollout, q, n):
     v = worlds.soft_value(q)
     log_ratio = ((q - v[:, None]) / worlds.TAU)[rollout.observation[:-1], rollout.action]
     v = v[rollout.observation]
-    discount = rollout.discount(worlds.GAMMA).astype(jnp.float64)
+    discount = rollout.discount(worlds.GAMMA)
     delta = jaxsoft.td_errors(rollout.reward, discount, v[:-1], v[1:], log_ratio, worlds.TAU)
     return rollout.weight * jaxsoft.n_step_advantages(delta, discount, n, rollout.cut)
 
@@ -53,9 +53,9 @@ def test_exact_values_are_consistent_along_every_rollout(n):
 
 def wrong():
     start, action, steps = wander()
-    right, no = rollout(), jnp.zeros_like(steps.first)
+    right, no = rollout(), np.zeros_like(steps.first)
     return {
-        "auto-resets counted": right._replace(weight=jnp.ones_like(right.weight)),
+        "auto-resets counted": right._replace(weight=np.ones_like(right.weight)),
         "a lost life goes on": assemble(start, action, steps._replace(life_lost=no)),
         "a lost life is cut off": right._replace(
             terminated=steps.terminated, truncated=steps.truncated | steps.life_lost
@@ -75,13 +75,18 @@ def test_the_same_values_are_inconsistent_where_a_mask_is_wrong(mistake):
 def test_a_lost_life_is_terminal_for_values_but_a_truncation_is_not():
     """The exact values differ, so the test above can tell."""
     lives = worlds.solve(np.where(worlds.END == worlds.LIFE, worlds.GO_ON, worlds.END))
-    assert np.abs(lives - worlds.solve()).min() > 0.01
+    assert np.abs(lives - worlds.solve()).max() > 0.1
     assert np.abs(residuals(in_doubles(rollout()), lives, 3)).max() > 0.1
 
 
 def test_rollout_from_its_definition():
-    start, action, steps = wander()
-    got = rollout()
+    start, action, steps = wander(24)
+    got = assemble(start, action, steps)
+    discount, cut = np.asarray(got.discount(0.75)), np.asarray(got.cut)
+    # Of a type of its own, so that a learner may keep it.
+    assert got.weight.dtype == np.float32
+    assert not jax.typeof(got.weight).weak_type
+    got = jax.tree.map(np.asarray, got)
     whole = jax.tree.map(lambda a, b: np.concatenate([a[None], b]), start, steps)
     np.testing.assert_array_equal(got.observation, whole.observation)
     np.testing.assert_array_equal(got.reset, whole.reset)
@@ -93,8 +98,8 @@ def test_rollout_from_its_definition():
         no_value = steps.terminated[t, s, n] or steps.life_lost[t, s, n]
         assert got.terminated[t, s, n] == no_value
         assert got.truncated[t, s, n] == steps.truncated[t, s, n]
-        assert got.cut[t, s, n] == (no_value or steps.truncated[t, s, n] or begins[s, n])
-        assert got.discount(0.75)[t, s, n] == (0 if no_value else 0.75)
+        assert cut[t, s, n] == (no_value or steps.truncated[t, s, n] or begins[s, n])
+        assert discount[t, s, n] == (0 if no_value else 0.75)
 
 
 def test_discount_is_of_the_rewards_dtype_and_may_differ_by_step():
@@ -138,7 +143,6 @@ def in_chunks(steps, size):
 @pytest.mark.parametrize("size", [1, 7, 160])
 def test_scores_of_the_world_in_chunks_of_any_size(size):
     *_, steps = wander(160, 4, (0, 2))
-    steps = jax.tree.map(np.asarray, steps)
     games, total = in_chunks(steps, size)
     # Rewards are multiples of a quarter: sums are exact.
     np.testing.assert_array_equal(total, sums(finished_games(steps)))
@@ -148,7 +152,7 @@ def test_scores_of_the_world_in_chunks_of_any_size(size):
 
 
 def test_games_under_way_are_not_scored():
-    steps = jax.tree.map(np.asarray, wander(160, 4, (0, 2))[2])
+    *_, steps = wander(160, 4, (0, 2))
     games, total = in_chunks(steps, 160)
     played = np.sum(total[3]) + np.sum(games.length)
     assert played == np.sum(~steps.first)
@@ -158,7 +162,7 @@ def test_games_under_way_are_not_scored():
 
 def test_a_lost_life_ends_no_game():
     *_, steps = wander(160, 4, (0, 2))
-    no = jnp.zeros_like(steps.first)
+    no = np.zeros_like(steps.first)
     assert np.sum(steps.life_lost) > 20
     without = steps._replace(life_lost=no, reset=no)
     for a, b in zip(score(no_games((2, 4)), steps), score(no_games((2, 4)), without), strict=True):

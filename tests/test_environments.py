@@ -1,0 +1,329 @@
+"""EnvPool as understood by the library against EnvPool itself, driven by hand."""
+
+import functools
+import warnings
+
+import envpool
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from envpool.registration import registry
+
+from jaxsoft.environments import About, EnvPool, HostEnvPool, Step, about, interpret
+
+ATARI = {"episodic_life": True, "noop_max": 1}
+
+
+@pytest.fixture(autouse=True)
+def _gymnasium_in_peace():
+    """EnvPool driven by hand warns of bounds."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered.*")
+        yield
+
+
+def by_hand(game, actions, seeds, num_envs, **options):
+    """EnvPool's own words for actions [T, S, N], the reset first: a dict of [T + 1, S, N, ...]."""
+    env_seeds = [seed * num_envs + i for seed in seeds for i in range(num_envs)]
+    env = envpool.make(
+        game, env_type="gymnasium", num_envs=len(env_seeds), seed=env_seeds, **options
+    )
+    observation, info = env.reset()
+    zero, no = np.zeros(len(env_seeds)), np.zeros(len(env_seeds), bool)
+    words = [{"observation": observation, "reward": zero, "done": no, "truncated": no} | info]
+    for action in actions:
+        observation, reward, done, truncated, info = env.step(action.reshape(-1))
+        words.append(
+            {"observation": observation, "reward": reward, "done": done, "truncated": truncated}
+            | info
+        )
+    shape = (len(words), len(seeds), num_envs)
+    names = [name for name, x in words[0].items() if not isinstance(x, dict)]
+    stacked = {name: np.stack([w[name] for w in words]) for name in names if name in words[1]}
+    return {name: x.reshape(shape + x.shape[2:]) for name, x in stacked.items()}
+
+
+def in_graph(pool, actions):
+    """Steps [T + 1, S, N, ...], the first one first."""
+    state, start = pool.reset()
+    _, steps = jax.jit(lambda s, a: jax.lax.scan(pool.step, s, a))(state, actions)
+    return jax.tree.map(lambda a, b: np.concatenate([np.asarray(a)[None], b]), start, steps)
+
+
+def from_host(pool, actions):
+    memory, step = pool.reset()
+    one = jax.jit(interpret)
+    steps = [step]
+    for action in actions:
+        pool.send(action)
+        memory, step = one(memory, pool.recv())
+        steps.append(step)
+    return jax.tree.map(lambda *x: np.stack(x), *steps)
+
+
+def actions_for(length, seeds, num_envs, num_actions):
+    return np.random.default_rng(0).integers(num_actions, size=(length, len(seeds), num_envs))
+
+
+DRIVERS = {"graph": (EnvPool, in_graph), "host": (HostEnvPool, from_host)}
+
+
+LIMIT = 140
+BREAKOUT = {"num_envs": 2, "seeds": (3, 5), "max_episode_steps": LIMIT} | ATARI
+
+
+@functools.cache
+def breakout_by_hand():
+    return by_hand("Breakout-v5", actions_for(270, (3, 5), 2, 4), **BREAKOUT)
+
+
+@functools.cache
+def breakout(driver):
+    """(the library's steps, EnvPool's words with its own stack of four) of the same games."""
+    pool, play = DRIVERS[driver]
+    steps = play(pool("Breakout-v5", **BREAKOUT), actions_for(270, (3, 5), 2, 4))
+    return steps, breakout_by_hand()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_frames_are_stacked_as_envpool_stacks_them(driver):
+    steps, words = breakout(driver)
+    assert words["observation"].shape[-3:] == (4, 84, 84)
+    np.testing.assert_array_equal(steps.observation, words["observation"])
+    assert steps.observation.dtype == np.uint8
+    # Of the last two, lost lives keep the stack and whole games do not.
+    assert np.sum(steps.first & ~steps.reset) > 4
+    assert np.sum(steps.reset[1:]) > 3
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_ends_of_atari_games_are_told_apart(driver):
+    """By facts that the library does not read: the lives, and a counter that games reset."""
+    steps, words = breakout(driver)
+    time, lives = words["elapsed_step"], words["lives"]
+    transition = np.zeros(time.shape, bool)
+    # The counter stands still on the step after a lost life.
+    transition[1:] = time[1:] == time[:-1] + 1
+    fewer = np.zeros(time.shape, bool)
+    fewer[1:] = lives[1:] < lives[:-1]
+    over, limit = words["terminated"] == 1, time == LIMIT
+    np.testing.assert_array_equal(steps.first, ~transition)
+    np.testing.assert_array_equal(steps.reset, time == 0)
+    np.testing.assert_array_equal(steps.terminated, transition & over)
+    np.testing.assert_array_equal(steps.truncated, transition & limit & ~over)
+    np.testing.assert_array_equal(steps.life_lost, transition & fewer & ~over & ~limit)
+    for kind in (steps.terminated, steps.truncated, steps.life_lost):
+        assert kind.sum() > 1
+    ended = steps.terminated | steps.truncated | steps.life_lost
+    np.testing.assert_array_equal(steps.first[1:], ended[:-1])
+
+
+def test_a_time_limit_on_the_games_own_end_is_a_termination():
+    actions = actions_for(250, (7,), 1, 4)
+    words = by_hand("Breakout-v5", actions, (7,), 1, **ATARI)
+    end = int(np.argmax(words["terminated"][:, 0, 0]))
+    limit = int(words["elapsed_step"][end, 0, 0])
+    assert limit > 50
+    options = ATARI | {"max_episode_steps": limit}
+    again = by_hand("Breakout-v5", actions[:end], (7,), 1, **options)
+    assert again["truncated"][-1].all()
+    assert not again["done"].any(where=again["terminated"] == 1)
+    pool = HostEnvPool("Breakout-v5", num_envs=1, seeds=(7,), **options)
+    steps = from_host(pool, actions[: end + 1])
+    assert steps.terminated[:, 0, 0].tolist() == [t == end for t in range(end + 2)]
+    assert not steps.truncated.any()
+    assert steps.reset[:, 0, 0].tolist() == [t in (0, end + 1) for t in range(end + 2)]
+
+
+def test_rewards_are_clipped_and_scores_are_not():
+    actions = actions_for(40, (0,), 2, 6)
+    options = {"reward_clip": True, "noop_max": 1}
+    pool = HostEnvPool("SpaceInvaders-v5", num_envs=2, seeds=(0,), **options)
+    steps = from_host(pool, actions)
+    raw = by_hand("SpaceInvaders-v5", actions, (0,), 2, noop_max=1)["reward"]
+    assert raw.max() >= 5
+    np.testing.assert_array_equal(steps.score, raw)
+    np.testing.assert_array_equal(steps.reward, np.sign(raw))
+    assert steps.score.dtype == steps.reward.dtype == np.float32
+
+
+@pytest.mark.parametrize("changes", [{"gray_scale": False}, {"stack_num": 2, "img_height": 42}])
+def test_options_that_change_what_is_seen(changes):
+    options = {"full_action_space": True, "noop_max": 1, "max_episode_steps": 9} | changes
+    actions = actions_for(24, (0,), 2, 18)
+    words = by_hand("Breakout-v5", actions, (0,), 2, **options)
+    pool = HostEnvPool("Breakout-v5", num_envs=2, seeds=(0,), **options)
+    assert pool.num_actions == 18
+    assert pool.observation_shape == words["observation"].shape[3:]
+    steps = from_host(pool, actions)
+    np.testing.assert_array_equal(steps.observation, words["observation"])
+    assert steps.reset.sum() == 6
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("limit", [500, 15])
+def test_cart_pole(driver, limit):
+    seeds, num_envs = (3, 5), 2
+    options = {"max_episode_steps": limit}
+    actions = actions_for(90, seeds, num_envs, 2)
+    pool, play = DRIVERS[driver]
+    steps = play(pool("CartPole-v1", num_envs=num_envs, seeds=seeds, **options), actions)
+    words = by_hand("CartPole-v1", actions, seeds, num_envs, **options)
+    np.testing.assert_array_equal(steps.observation, words["observation"])
+    np.testing.assert_array_equal(steps.reward, words["reward"])
+    np.testing.assert_array_equal(steps.score, words["reward"])
+    assert not steps.life_lost.any()
+    np.testing.assert_array_equal(steps.first, words["elapsed_step"] == 0)
+    np.testing.assert_array_equal(steps.reset, steps.first)
+    np.testing.assert_array_equal(steps.truncated, words["elapsed_step"] == limit)
+    # What is seen at an end is the end: the pole beyond 12 degrees, or the cart off its track.
+    x, angle = steps.observation[..., 0], steps.observation[..., 2]
+    fallen = (np.abs(x) > 2.4) | (np.abs(angle) > 12 * 2 * np.pi / 360)
+    np.testing.assert_array_equal(steps.terminated, fallen & ~steps.truncated)
+    assert steps.truncated.any() == (limit == 15)
+    assert steps.terminated.any()
+
+
+def start_of(pool):
+    return np.asarray(pool.reset()[1].observation)
+
+
+def test_environments_of_a_seed_are_its_own():
+    make = functools.partial(HostEnvPool, "CartPole-v1", num_envs=3)
+    beside = start_of(make(seeds=(3, 0, 5, 4)))
+    assert len(np.unique(beside.reshape(12, 4), axis=0)) == 12
+    for i, seed in enumerate((3, 0, 5, 4)):
+        np.testing.assert_array_equal(beside[i : i + 1], start_of(make(seeds=(seed,))))
+    for low, high in ((0, 1), (1, 3)):
+        part = start_of(make(seeds=(3, 0, 5, 4), part=(low, high)))
+        np.testing.assert_array_equal(part, beside[:, low:high])
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("game", ["FrozenLake-v1", "Taxi-v3"])
+def test_categories_are_one_hot(driver, game):
+    what = about(game)
+    actions = actions_for(25, (1,), 3, what.num_actions)
+    pool, play = DRIVERS[driver]
+    pool = pool(game, num_envs=3, seeds=(1,))
+    steps = play(pool, actions)
+    numbers = by_hand(game, actions, (1,), 3)["observation"]
+    assert what.observation_shape == (what.categories,) == steps.observation.shape[3:]
+    assert what.observation_dtype == np.float32 == steps.observation.dtype
+    np.testing.assert_array_equal(np.argmax(steps.observation, -1), numbers)
+    np.testing.assert_array_equal(np.sum(steps.observation, -1), 1)
+    np.testing.assert_array_equal(np.max(steps.observation, -1), 1)
+
+
+def test_images_that_are_not_atari():
+    """A game of bytes that are not stacked: every frame is what EnvPool gives."""
+    game = "gfootball/academy_empty_goal_close-v1"
+    what = about(game)
+    assert (what.observation_shape, what.observation_dtype) == ((72, 96, 4), np.uint8)
+    assert not what.is_atari
+    pool = HostEnvPool(game, num_envs=1, seeds=(1,), num_threads=1)
+    steps = from_host(pool, actions_for(3, (1,), 1, what.num_actions))
+    assert steps.observation.shape == (4, 1, 1, 72, 96, 4)
+    assert steps.observation.dtype == np.uint8
+
+
+def test_what_there_is_to_know_of_games():
+    bytes_, floats = np.dtype(np.uint8), np.dtype(np.float32)
+    assert about("Pong-v5") == About("Pong-v5", True, 6, 0, (4, 84, 84), bytes_, 0)
+    assert about("Catch-v0") == About("Catch-v0", False, 3, 0, (10, 5), floats, 0)
+    assert about("CartPole-v1") == About("CartPole-v1", False, 2, 0, (4,), floats, 0)
+    assert about("FrozenLake-v1") == About("FrozenLake-v1", False, 4, 0, (16,), floats, 16)
+
+
+@pytest.mark.parametrize(
+    ("game", "near"),
+    [
+        ("pong-v5", "Pong-v5"),
+        ("Breakuot-v5", "Breakout-v5"),
+        ("CartPole", "CartPole-v1"),
+        ("ALE/Qbert-v5", "Qbert-v5"),
+        ("###", "Catch-v0"),
+    ],
+)
+def test_an_unknown_game_lists_near_ones(game, near):
+    with pytest.raises(ValueError, match="Near ones: ") as error:
+        about(game)
+    assert repr(game) in str(error.value)
+    assert near in str(error.value).split("Near ones: ")[1].rstrip(".").split(", ")
+
+
+@pytest.mark.parametrize(
+    ("game", "reason"),
+    [
+        ("HalfCheetah-v5", "discrete actions"),
+        ("Pendulum-v1", "discrete actions"),
+        ("Tetris-v0", "discrete actions"),
+        ("MiniGrid-Empty-5x5-v0", "images, vectors or categories"),
+        ("Chess-v1", "one player"),
+        ("Go9x9-v1", "one player"),
+        ("VizdoomCustom-v1", "that EnvPool can make"),
+    ],
+)
+def test_games_that_cannot_be_trained_on_are_refused(game, reason):
+    for look in (about, functools.partial(HostEnvPool, num_envs=2)):
+        with pytest.raises(ValueError, match=rf"^jaxsoft\.environments: given {game}.*{reason}"):
+            look(game)
+
+
+def check_every(games, monkeypatch):
+    """Each is described, or refused in words, as its own spaces would have it."""
+    specs, make = {}, envpool.make_spec
+    monkeypatch.setattr(envpool, "make_spec", lambda g: specs.setdefault(g, make(g)))
+    described = []
+    for game in games:
+        try:
+            what = about(game)
+        except ImportError as error:
+            # Procgen draws with a library of the system's; EnvPool says how to install it.
+            what, said, expected = None, str(error), "EnvPool Procgen requires"
+        except ValueError as error:
+            what, said, expected = None, str(error), f"jaxsoft.environments: given {game}"
+        assert what or said.startswith(expected), game
+        if game not in specs:
+            assert game == "VizdoomCustom-v1" or "procgen" in registry.specs[game][0], game
+            continue
+        spec = specs[game]
+        actions, seen = spec.gymnasium_action_space, spec.gymnasium_observation_space
+        spaces = gymnasium.spaces
+        suits = (
+            isinstance(actions, spaces.Discrete)
+            and isinstance(seen, (spaces.Box, spaces.Discrete, spaces.MultiBinary))
+            and spec.config.max_num_players == 1
+        )
+        assert (what is not None) == suits, game
+        if what is not None:
+            described.append(game)
+            one_of = isinstance(seen, spaces.Discrete)
+            assert what.observation_shape == ((seen.n,) if one_of else seen.shape), game
+            assert what.observation_dtype == (np.float32 if one_of else seen.dtype), game
+            assert what.categories == (seen.n if one_of else 0), game
+            assert not one_of or seen.start == 0, game
+            assert (what.num_actions, what.first_action) == (actions.n, actions.start), game
+            assert what.is_atari == ("atari" in registry.specs[game][0]), game
+    return described
+
+
+def test_every_game_is_described_or_refused(monkeypatch):
+    games = envpool.list_all_envs()
+    # Of Atari games, which take longest to look up and are all alike, a few.
+    atari = [game for game in games if "atari" in registry.specs[game][0]]
+    assert len(check_every(sorted({*games} - {*atari} | {*atari[::12]}), monkeypatch)) > 50
+
+
+def test_a_step_and_an_answer_keep_their_shape():
+    pool = HostEnvPool("Catch-v0", num_envs=3, seeds=(1, 2))
+    _, step = pool.reset()
+    assert all(x.shape[:2] == (2, 3) for x in step)
+    pool.send(np.zeros((2, 3), int))
+    assert all(x.shape[:2] == (2, 3) for x in pool.recv())
+    assert isinstance(step, Step)
+    assert np.all(step.first & step.reset)
+    assert not np.any(step.terminated | step.truncated | step.life_lost)
+    assert not np.any(step.score)
+    assert not np.any(step.reward)
