@@ -309,8 +309,16 @@ class EnvPool(_Pool):
       **options: EnvPool's own, such as `episodic_life=True`.
     """
 
-    def __init__(self, game: str, **options: Any) -> None:
-        super().__init__(game, **options)
+    def __init__(
+        self,
+        game: str,
+        *,
+        num_envs: int,
+        seeds: Sequence[int] = (0,),
+        part: tuple[int, int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(game, num_envs=num_envs, seeds=seeds, part=part, **options)
         self._handle, _, _, self._step = self.pool.xla()
 
     def reset(self) -> tuple[GraphState, Step]:

@@ -12,7 +12,7 @@ import pytest
 from jaxsoft import losses, off_policy, on_policy
 from jaxsoft.environments import EnvPool, HostEnvPool, about
 from jaxsoft.learner import Learner
-from jaxsoft.loop import GraphLoop, HostLoop, initial
+from jaxsoft.loop import GraphLoop, HostLoop, _split, initial
 from jaxsoft.rollout import Rollout
 from tests import worlds
 
@@ -106,10 +106,10 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 def plain(tree):
-    """A tree in NumPy, keys and all."""
+    """A copy in NumPy, keys and all; a view would show what is later written in its place."""
 
     def one(x):
-        return np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+        return np.array(jax.random.key_data(x) if _is_key(x) else x)
 
     return jax.tree.map(one, tree)
 
@@ -134,10 +134,18 @@ def loop_for(driver, game, seeds, in_turn):
     return make(driver, game, watched(linear_learner(game), game, ENVS), seeds, in_turn=in_turn)
 
 
-@functools.cache
 def ran(driver, game, calls, seeds=(3,), in_turn=False):
+    """A run from the start; each is made once."""
+    return _ran(driver, game, calls, seeds, in_turn)
+
+
+@functools.cache
+def _ran(driver, game, calls, seeds, in_turn):
     loop = loop_for(driver, game, seeds, in_turn)
-    if driver != "graph":  # Emulators begin anew; what is compiled knows nothing of them.
+    if driver == "graph":  # A second reset of a pool would begin other games.
+        assert not hasattr(loop, "begun")
+        loop.begun = True
+    else:  # What is compiled knows nothing of the emulators.
         loop.pools = make(driver, game, None, seeds).pools
     state, actors, run = initial(loop.learner, seeds), loop.start(), Run([], [], [])
     for updates in calls:
@@ -156,7 +164,7 @@ def ran(driver, game, calls, seeds=(3,), in_turn=False):
     return run
 
 
-def assert_same(a, b, rtol=0.0, but=()):
+def assert_same(a, b, rtol=0.0):
     """Exactly, or parameters and what follows from them to a tolerance."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for (path, x), (_, y) in zip(
@@ -243,12 +251,27 @@ def test_seeds_side_by_side_from_the_host():
     assert_same_run(ran("halves", *games), ran("graph", *games))
 
 
-def test_seeds_differ_and_keys_are_used_once():
+def test_seeds_differ():
     run = ran("graph", "CartPole-v1", ONES, (3, 5))
     for rollout in run.rollouts:
         assert np.any(rollout.action[0] != rollout.action[1])
         assert np.any(rollout.observation[0] != rollout.observation[1])
-    assert len({*np.ravel([state.learner.bits for state in run.states])}) == 2 * len(ONES)
+
+
+def test_keys_are_used_once():
+    """A key that is split is no other update's, nor one that acts or learns."""
+    run = ran("graph", "CartPole-v1", ONES, (3, 5))
+    before = initial(linear_learner("CartPole-v1"), (3, 5)).key
+    used = []
+    for state in run.states:
+        keys = _split(before)
+        np.testing.assert_array_equal(
+            jax.vmap(lambda k: jax.random.bits(k, dtype=jnp.uint32))(keys.learn), state.learner.bits
+        )
+        used += [before, keys.act, keys.learn]
+        before = jax.random.wrap_key_data(state.key)
+    data = np.concatenate([jax.random.key_data(key) for key in used])
+    assert len(np.unique(data, axis=0)) == len(data) == 6 * len(ONES)
 
 
 def test_environments_draw_apart():
@@ -399,6 +422,16 @@ def test_the_state_is_used_up_and_the_actors_are_not(case):
     loop.run(*again[:2], 1)
     assert all(x.is_deleted() for x in jax.tree.leaves(again[0]))
     assert not any(x.is_deleted() for x in jax.tree.leaves(again[1:]))
+
+
+def test_collecting_is_what_an_update_does_before_it_learns():
+    loop = in_the_world("in turn")
+    state, actors = begun("in turn")
+    after, rollout = loop.collect(state, actors)
+    np.testing.assert_array_equal(rollout.observation[0], actors.step.observation)
+    np.testing.assert_array_equal(rollout.observation[-1], after.step.observation)
+    _, then, _ = loop.run(state, actors, 1)
+    assert_same(plain(after), plain(then))
 
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 4)])

@@ -270,11 +270,12 @@ def test_going_on_begins_with_what_was_saved(again, capsys):
     assert shown.keys() == rows.keys()
     assert shown == pytest.approx(rows)
     # Another time there is nothing to do, and nothing is done.
-    kept = files(again)
+    before = files(again)
     with calls(lambda number, state: pytest.fail("called")):
-        assert resume(again) == 0
+        assert resume(again, *EACH) == 0
     now = files(again)
-    assert all(now[path] == x for path, x in kept.items() if path.name != "curve.png"), kept
+    assert {path.parent.name for path in now.keys() - before.keys()} == {"tensorboard"}
+    assert [path for path in before if now[path][0] != before[path][0]] == []
     assert in_tensorboard(again) == shown
 
 
@@ -355,9 +356,9 @@ def test_a_replay_is_taken_up_or_filled_again(tmp_path, recompiled_never, capsys
     assert (empty.learner.replay.filled == 0).all()
     assert (empty.learner.steps == 48).all()
     assert checkpoints_of(out) == steps_of(out) == [8 * i for i in range(1, 11)]
-    learned = saved(out, *(8 * i for i in range(3, 11)))
+    learned = [*saved(out, 24, 32, replay=True), *saved(out, *(8 * i for i in range(5, 11)))]
     changed = [not same_params(x, y) for x, y in itertools.pairwise(learned)]
-    #         at 32, 40, 48; then filled with 8, 16, 24, 32 steps
+    #         at 32, 40, 48; then with 8, 16, 24, 32 steps in the replay
     assert changed == [True, True, True, False, True, True, True]
     rows = read_csv(out / "metrics.csv")
     waiting = [8, 56]
@@ -419,8 +420,9 @@ def check_full(again, stopped, fill, mend, capsys):
 
 
 @unfinished_writes
-@pytest.mark.parametrize(("limit", "where"), [(3000, "Checkpoints"), (1600, "metrics.csv")])
-def test_files_that_cannot_grow(limit, where, again, stopped, capsys):
+@pytest.mark.parametrize(("room", "where"), [(1200, "Checkpoints"), (50, "metrics.csv")])
+def test_files_that_cannot_grow(room, where, again, stopped, capsys):
+    limit = (again / "metrics.csv").stat().st_size + room
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     error = check_full(
         again,
@@ -466,7 +468,7 @@ def test_a_disk_that_cannot_be_written_to(disk, stopped, capsys):
     before = files(out)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     assert resume(out) == 2
-    assert "Read-only file system" in capsys.readouterr().err
+    assert "expected a directory to write to" in capsys.readouterr().err
     assert run(disk / "other", *A2C) == 2
     assert "Choose a directory that can be written to" in capsys.readouterr().err
     assert files(out) == before
@@ -710,9 +712,9 @@ def check_killed(out):
 
 
 def test_signals(tmp_path, capsys):
-    """Killed, interrupted, terminated, and at last left alone."""
+    """Killed, terminated, and at last left alone."""
     out, reached = tmp_path / "run", 0
-    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGKILL, signal.SIGTERM):
         with start(out, 40_000) as process:
             wait_for_progress(process, out)
             process.send_signal(number)
@@ -739,7 +741,7 @@ def test_fifty_kills(tmp_path):
     """At moments of all kinds: as it starts, compiles, reports, saves, deletes."""
     out, moments, reached, unfinished = tmp_path / "run", random.Random(0), 0, 0
     for _ in range(50):
-        with start(out, 2_000_000) as process:
+        with start(out, 200_000) as process:
             if moments.random() < 0.2:
                 time.sleep(moments.uniform(0, 6))
             else:
@@ -753,10 +755,10 @@ def test_fifty_kills(tmp_path):
                 assert step >= reached
                 reached = step
     assert unfinished > 5
-    assert 0 < reached < 2_000_000
+    assert 0 < reached < 200_000
     with jax.enable_x64(False):
         assert resume(out) == 0
-    assert steps_of(out)[-1] == checkpoints_of(out)[-1] == 2_000_000
+    assert steps_of(out)[-1] == checkpoints_of(out)[-1] == 200_000
     # Each update up to the last kill once.
     rows = read_csv(out / "metrics.csv")
     assert steps_of(out)[: reached // UPDATE] == list(range(UPDATE, reached + 1, UPDATE))
