@@ -65,8 +65,10 @@ def initial(learner: Learner, seeds: Sequence[int]) -> TrainState:
         return learner.init(init_key), key
 
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    # Compiled whole: a replay would be there twice while a seed's axis is added to it.
-    states, keys = jax.jit(over_seeds(one, len(seeds), [0]))(keys)
+    # Compiled whole: a replay would be there twice while a seed's axis is added to it. In turn:
+    # the QR decompositions of an orthogonal start, as a batch, can wait for each other for ever
+    # (jaxlib 0.10.2, on as many cores as there are of them at once).
+    states, keys = jax.jit(over_seeds(one, len(seeds), [0], in_turn=True))(keys)
     return TrainState(states, keys, jnp.zeros((), jnp.int32))
 
 

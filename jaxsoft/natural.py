@@ -281,6 +281,40 @@ class _Iterate(NamedTuple):
     best: _Best
 
 
+def _solve_gram(k: Array, errors: Array, damping: Array, overdetermined: bool) -> Array:
+    """α of (K + λI)α = errors: of least norm, as far as K determines it."""
+    size, epsilon = k.shape[0], float(jnp.finfo(k.dtype).eps)
+
+    def by_cholesky(k: Array, errors: Array, damping: Array) -> Array:
+        factor = jax.scipy.linalg.cho_factor(k + damping * jnp.eye(size, dtype=k.dtype))
+        alpha = jax.scipy.linalg.cho_solve(factor, errors)
+        left = errors - _product(k, alpha) - damping * alpha
+        return alpha + jax.scipy.linalg.cho_solve(factor, left)
+
+    def by_eigenvalues(k: Array, errors: Array, damping: Array) -> Array:
+        values, vectors = jnp.linalg.eigh(k)
+        # Beyond the rank of Ψ there is only rounding, and nothing that Ψᵀα would see.
+        kept = values > size * epsilon * values[-1]
+        along = _product(vectors.T, errors) / jnp.where(kept, values + damping, 1)
+        return _product(vectors, jnp.where(kept, along, 0))
+
+    def solve(k: Array, errors: Array, damping: Array) -> Array:
+        # More samples than parameters, or equal samples, leave errors outside the range of K,
+        # which a small λ alone would blow up until rounding swamps the rest.
+        if overdetermined:
+            return by_eigenvalues(k, errors, damping)
+        well_damped = damping > epsilon**0.6 * jnp.trace(k)
+        alpha: Array = jax.lax.cond(well_damped, by_cholesky, by_eigenvalues, k, errors, damping)
+        return alpha
+
+    # Of a batch of matrices, LAPACK's calls wait for threads of the pool that they run on: two at
+    # once on two cores wait for ever (jaxlib 0.10.2). One after the other, they also take but one
+    # of the two branches.
+    in_turn: Any = jax.custom_batching.sequential_vmap
+    alpha: Array = in_turn(solve)(k, errors, damping)
+    return alpha
+
+
 class _Solve:
     """(F + λI) w = g for one linearised batch."""
 
@@ -319,28 +353,8 @@ class _Solve:
     def sample_space(self, errors: Array) -> tuple[Array, Array]:
         """K, and α of (K + λI)α = errors: of least norm, as far as K determines it."""
         k = self.samples.gram()
-        size = k.shape[0]
-
-        def by_cholesky() -> Array:
-            ridge = self.damping * jnp.eye(size, dtype=k.dtype)
-            factor = jax.scipy.linalg.cho_factor(k + ridge)
-            alpha = jax.scipy.linalg.cho_solve(factor, errors)
-            left = errors - _product(k, alpha) - self.damping * alpha
-            return alpha + jax.scipy.linalg.cho_solve(factor, left)
-
-        def by_eigenvalues() -> Array:
-            values, vectors = jnp.linalg.eigh(k)
-            # Beyond the rank of Ψ there is only rounding, and nothing that Ψᵀα would see.
-            kept = values > size * self.epsilon * values[-1]
-            along = _product(vectors.T, errors) / jnp.where(kept, values + self.damping, 1)
-            return _product(vectors, jnp.where(kept, along, 0))
-
-        # More samples than parameters, or equal samples, leave errors outside the range of K,
-        # which a small λ alone would blow up until rounding swamps the rest.
-        if size > self.samples.parameters:
-            return k, by_eigenvalues()
-        well_damped = self.damping > self.epsilon**0.6 * jnp.trace(k)
-        return k, jax.lax.cond(well_damped, by_cholesky, by_eigenvalues)
+        overdetermined = k.shape[0] > self.samples.parameters
+        return k, _solve_gram(k, errors, self.damping, overdetermined)
 
     def agrees(self, rows: Array, k_alpha: Array) -> Array:
         """Whether the true Ψ, in Ψ(Ψᵀα)/N, bears out Kα.
