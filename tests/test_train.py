@@ -619,6 +619,7 @@ def test_a_video_shows_a_whole_game(tmp_path, capsys):
     assert shown == pytest.approx(steps, abs=steps / 10)
 
 
+@pytest.mark.slow
 def test_a_comparison(tmp_path, capsys, recompiled_never):
     out = tmp_path / "both"
     words = ["--game", "Catch-v0", "--steps", "512", "--seeds", "0", "1", "--out", str(out)]
