@@ -155,6 +155,8 @@ class Checkpoints:
         # Orbax takes neither an array of no elements nor a tree of no arrays.
         arrays = {name: _copy(leaf) for name, leaf in leaves.items() if np.size(leaf)}
         arrays["step"] = np.asarray(step)
+        # TensorStore goes on with its other writes after one failed; they may outlive its tidying.
+        self._tidy()
         with self._storing(step):
             for later in steps:
                 if self._last is not None and later > self._last:

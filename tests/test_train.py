@@ -617,6 +617,10 @@ def test_a_video_shows_a_whole_game(tmp_path, capsys):
             shown += image.info["duration"] / 60  # ms; frames that are the same are one
     assert image.n_frames > 3 * steps / 4
     assert shown == pytest.approx(steps, abs=steps / 10)
+    # A game's return is its length here; what is played after its end does not count.
+    score, length = evaluate.play(evaluate.load(tmp_path / "run"), 10)
+    np.testing.assert_array_equal(score, length)
+    assert len(np.unique(length)) > 3
 
 
 @pytest.mark.slow
