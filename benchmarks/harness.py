@@ -2,15 +2,15 @@
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from experiments.record import machine
 
 Call = Callable[[], Any]
 
@@ -57,34 +57,6 @@ def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> dict[str, f
     rounds = [a / b for a, b in zip(seconds[name], seconds[to], strict=True)]
     low, median, high = statistics.quantiles(rounds, n=4, method="inclusive")
     return {"median": median, "low": low, "high": high}
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures come from."""
-
-    def git(*words: str) -> str:
-        out = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-        return out.stdout.strip()
-
-    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs")
-    commit = git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-    return {
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "processor": processor(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-    }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else platform.processor()
 
 
 def write(path: Path | None, command: str, rows: list[dict[str, Any]]) -> None:

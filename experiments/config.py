@@ -525,8 +525,8 @@ and, but for images:
 [A2C] and [DQN] are openai/baselines of 2017, which the paper's §6.1, §6.3 and §6.2 ran and name
 only in part; [§…] is the paper. What is not about images was found by trial on small games.
 
---out gets config.json, metrics.csv, curve.png, checkpoints/ and tensorboard/. SIGINT and SIGTERM
-save and leave; --resume goes on: the learner is then where it was, its games begin anew.
+--out gets config.json, run.json, metrics.csv, curve.png, checkpoints/ and tensorboard/. SIGINT and
+SIGTERM save and leave; --resume goes on: the learner is then where it was, its games begin anew.
 """
 
 

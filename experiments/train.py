@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 
 from experiments import assembly, evaluate, plotting
 from experiments.config import Config, ConfigError, Runtime, complete, parse, stop_with, to_json
+from experiments.record import Sessions, write_json
 from jaxsoft import environments
 from jaxsoft.checkpoint import Checkpoints
 from jaxsoft.launch import keep_pages
@@ -77,15 +77,16 @@ def train(config: Config, runtime: Runtime) -> int:
             begun, held = evaluate.restore(checkpoints, state)
             state = _join(state, held)
         else:
-            _write_json(out / "config.json", settings | {"version": VERSION})
+            write_json(out / "config.json", settings | {"version": VERSION})
         resume_step = begun if resumed else None
+        sessions = Sessions(out / "run.json", begun)
         total = assembly.updates(config) * loop.steps_per_update
         with (
             CsvLog(out / "metrics.csv", resume_step=resume_step) as csv,
             TensorBoardLog(out / "tensorboard", resume_step=resume_step) as board,
             Progress(f"{config.game} {config.algorithm}", total, start=begun) as progress,
         ):
-            run = _Run(config, runtime, loop, state, (csv, board), progress, checkpoints)
+            run = _Run(config, runtime, loop, state, (csv, board), progress, checkpoints, sessions)
             run.go_on(begun // loop.steps_per_update, assembly.updates(config), signals)
     _draw(config, out)
     if signals.received is not None:
@@ -108,9 +109,11 @@ class _Run:
         logs: Sequence[Any],
         progress: Progress,
         checkpoints: Checkpoints,
+        sessions: Sessions,
     ) -> None:
         self.config, self.runtime, self.loop, self.state = config, runtime, loop, state
-        self.logs, self.progress, self.checkpoints = logs, progress, checkpoints
+        self.logs, self.progress = logs, progress
+        self.checkpoints, self.sessions = checkpoints, sessions
         self.reports: list[Report] = []
         self.reported_at = time.monotonic()
         self.reported = 0
@@ -146,6 +149,7 @@ class _Run:
         """A checkpoint, written while the run goes on."""
         step = done * self.loop.steps_per_update
         self.checkpoints.save(step, _held(self.state, self.runtime.save_replay))
+        self.sessions.update(step)
 
     def report(self, done: int) -> None:
         """A row for each seed; the one time that metrics leave the device."""
@@ -208,13 +212,6 @@ def _prepare(out: Path, resume: bool) -> bool:
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     return there
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    whole = path.with_suffix(".tmp")
-    with writing(path):
-        whole.write_text(json.dumps(values, indent=1) + "\n")
-        whole.replace(path)
 
 
 def _draw(config: Config, out: Path) -> None:

@@ -23,8 +23,10 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import SessionLog
 from test_metrics import events, scalars
 
-from experiments import assembly, compare, evaluate, train
+import jaxsoft
+from experiments import assembly, compare, evaluate, record, train
 from experiments.config import ON_POLICY, REPLAY, from_json
+from experiments.record import Sessions
 from jaxsoft.checkpoint import Checkpoints
 from jaxsoft.environments import about
 from jaxsoft.loop import GraphLoop, initial
@@ -188,7 +190,7 @@ def again(stopped, tmp_path, recompiled_never):
 
 def test_what_a_run_leaves(finished):
     assert {path.name for path in finished.iterdir()} == {
-        *("config.json", "metrics.csv", "tensorboard", "checkpoints", "curve.png"),
+        *("config.json", "run.json", "metrics.csv", "tensorboard", "checkpoints", "curve.png"),
     }
     steps = list(range(UPDATE, 6 * UPDATE + 1, UPDATE))  # 50 is no whole number of updates
     assert steps_of(finished) == steps
@@ -215,6 +217,60 @@ def test_what_a_run_leaves(finished):
         image.load()
     [state] = saved(finished, steps[-1])
     assert state.updates == 6
+
+
+def test_a_run_says_where_it_comes_from(finished):
+    [session] = json.loads((finished / "run.json").read_text())["sessions"]
+    assert (session["from_step"], session["to_step"]) == (0, 6 * UPDATE)
+    assert session["command"].startswith("python ")
+    assert (session["jax"], session["jaxsoft"]) == (jax.__version__, jaxsoft.__version__)
+    assert session["device"] == jax.devices()[0].device_kind
+    assert 0 < session["seconds"] < 600
+    assert {"commit", "processor", "python", "platform", "began"} <= {*session}
+
+
+def test_sessions_of_a_run(tmp_path):
+    def sessions():
+        held = json.loads(path.read_text())["sessions"]
+        return [(session["from_step"], session["to_step"]) for session in held]
+
+    path = tmp_path / "run.json"
+    Sessions(path, 0).update(0)
+    assert not path.exists()  # nothing was done yet
+    first = Sessions(path, 0)
+    first.update(10)
+    first.update(30)
+    assert sessions() == [(0, 30)]
+    # Killed while it saved at 30: the newest checkpoint is of 20.
+    Sessions(path, 20).update(50)
+    assert sessions() == [(0, 20), (20, 50)]
+    Sessions(path, 50).update(50)
+    assert sessions() == [(0, 20), (20, 50)]
+    Sessions(path, 0).update(10)
+    assert sessions() == [(0, 10)]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    source = tmp_path / "experiments" / "record.py"
+    monkeypatch.setattr(record, "__file__", str(source))
+    source.parent.mkdir()
+    assert record.commit() is None
+    source.touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = record.commit()
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    (source.parent / "results").mkdir()
+    (source.parent / "results" / "new.csv").touch()
+    assert record.commit() == clean
+    source.write_text("changed")
+    assert record.commit() == clean + "+"
 
 
 def in_tensorboard(out):

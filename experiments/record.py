@@ -1,0 +1,103 @@
+"""Where results come from: the command, the commit, the machine, the time it took."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxsoft
+from jaxsoft.metrics import writing
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Replaces the file as a whole, so that it is never half written."""
+    whole = path.with_suffix(".tmp")
+    with writing(path):
+        whole.write_text(json.dumps(values, indent=1) + "\n")
+        whole.replace(path)
+
+
+def machine() -> dict[str, Any]:
+    """The device, the processor, and the versions of what ran on them."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "processor": processor(),
+        "jaxsoft": jaxsoft.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source, with a + where the source differs; `None` outside a repository."""
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    results = [f":!{folder}/results" for folder in ("benchmarks", "experiments")]
+    changed = git("status", "--porcelain", "--", ".", ":!docs", *results)
+    name = git("rev-parse", "--short", "HEAD")
+    return name and name + ("+" if changed else "")
+
+
+def processor() -> str:
+    """The cores that there are, and their name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else platform.processor()
+
+
+class Sessions:
+    """DIR/run.json: what each time that a run was begun, or gone on with, has added to it.
+
+    Args:
+      path: of the file; the entries of a run that begins anew go.
+      step: at which this session begins.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Writes nothing yet."""
+        self._path = path
+        self._before: list[dict[str, Any]] = []
+        if step and path.exists():
+            # Of a session that was killed, the last steps may not have come into a checkpoint.
+            self._before = [
+                session | {"to_step": min(session["to_step"], step)}
+                for session in json.loads(path.read_text())["sessions"]
+                if session["from_step"] < step
+            ]
+        self._this: dict[str, Any] = {
+            "command": shlex.join(["python", *sys.orig_argv[1:]]),
+            **machine(),
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+            "from_step": step,
+        }
+        self._start = time.monotonic()
+
+    def update(self, step: int) -> None:
+        """Notes how far this session has come."""
+        if step > self._this["from_step"]:
+            seconds = round(time.monotonic() - self._start, 1)
+            this = self._this | {"to_step": step, "seconds": seconds}
+            write_json(self._path, {"sessions": [*self._before, this]})
