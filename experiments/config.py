@@ -337,8 +337,8 @@ def _validate(c: Config) -> None:
         if not holds:
             raise ConfigError(f"{problem} {mend}")
 
-    counts = ("steps", "num_envs", "rollout_length", "n", "max_episode_steps", "capacity")
-    counts += ("batch_size", "steps_per_gradient", "learning_starts", "target_period")
+    counts: tuple[str, ...] = ("steps", "num_envs", "rollout_length", "n", "max_episode_steps")
+    counts += ("capacity", "batch_size", "steps_per_gradient", "learning_starts", "target_period")
     for name in counts:
         value = getattr(c, name)
         demand(
@@ -456,8 +456,12 @@ def from_json(values: Mapping[str, Any]) -> Config:
             f"config.json has the unknown settings {', '.join(unknown)}: it is of another version. "
             "Begin anew in another folder."
         )
-    given = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
-    return Config(**{spec.name: given.get(spec.name) for spec in dataclasses.fields(Config)})
+    given: dict[str, Any] = {
+        name: tuple(x) if isinstance(x, list) else x for name, x in values.items() if name in known
+    }
+    for spec in dataclasses.fields(Config):
+        given.setdefault(spec.name)
+    return Config(**given)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -534,7 +538,7 @@ def _help(spec: dataclasses.Field[Any], cls: type) -> str:
     meta = spec.metadata
     shown = "" if spec.default is None or spec.default is MISSING else _word(spec.default)
     if cls is Config and spec.default is None:
-        kinds = ("soft_dqn_kl",) if meta["only"] == REPLAY else ("natural_pg",)
+        kinds: tuple[str, ...] = ("soft_dqn_kl" if meta["only"] == REPLAY else "natural_pg",)
         if not meta["only"]:
             kinds = ("a2c", "soft_dqn_kl")
         words = []
@@ -605,12 +609,11 @@ def parse(words: Sequence[str] | None = None) -> tuple[Config, Runtime]:
             + "\n  ".join(others)
             + "\nLeave them out, or name another folder."
         )
-    runtime = Runtime(
-        **{
-            spec.name: spec.default if given[spec.name] is None else given[spec.name]
-            for spec in dataclasses.fields(Runtime)
-        }
-    )
+    chosen: dict[str, Any] = {
+        spec.name: spec.default if given[spec.name] is None else given[spec.name]
+        for spec in dataclasses.fields(Runtime)
+    }
+    runtime = Runtime(**chosen)
     leasts = {"env_threads": 0, "report_every": 1, "checkpoint_seconds": 0, "keep": 1}
     for name, least in leasts.items():
         value = getattr(runtime, name)

@@ -27,7 +27,7 @@ from jaxsoft.metrics import writing
 _APART = 10_000
 """Added to the seeds: the games played are none of those trained on."""
 
-_DRAWN = {"render_mode": "rgb_array"}
+_DRAWN: dict[str, Any] = {"render_mode": "rgb_array"}
 
 
 class Trained(NamedTuple):

@@ -9,12 +9,13 @@ import argparse
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from jaxsoft.metrics import read_csv, writing
@@ -37,11 +38,13 @@ class Curve(NamedTuple):
     @property
     def mean(self) -> np.ndarray:
         """Where every seed has a value: elsewhere a seed's end would look like a change."""
-        return self.seeds.mean(axis=0)
+        mean: np.ndarray = self.seeds.mean(axis=0)
+        return mean
 
     @property
     def spread(self) -> np.ndarray:
-        return self.seeds.std(axis=0, ddof=1)
+        spread: np.ndarray = self.seeds.std(axis=0, ddof=1)
+        return spread
 
 
 def smoothed(
@@ -111,8 +114,8 @@ def learning_curve(
     curves = {label: curve(table, smooth * longest) for label, table in tables.items()}
     drawn = {label: c for label, c in curves.items() if c is not None}
 
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=SIZE, dpi=DPI, layout=layout)
     axes = figure.add_subplot()
     scale, unit = _unit(longest)
     for c, colour in zip(drawn.values(), _cycle(len(drawn)), strict=True):
@@ -175,14 +178,14 @@ def _draw(axes: Axes, c: Curve, scale: float, colour: str) -> None:
     _line(axes, x, c.mean, color=colour, linewidth=2.6, zorder=3)
 
 
-def _line(axes: Axes, x: np.ndarray, y: np.ndarray, **style: object) -> None:
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
     """A line; a point without neighbours, which it would not show, gets a dot."""
     axes.plot(x, y, solid_capstyle="round", solid_joinstyle="round", **style)
     known = np.pad(np.isfinite(y), 1)
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
     size = 3 + 1.2 * float(style.pop("linewidth"))
     if alone.any():
-        dots = {"markersize": size, "markeredgewidth": 0, "clip_on": False}
+        dots: dict[str, Any] = {"markersize": size, "markeredgewidth": 0, "clip_on": False}
         axes.plot(x[alone], y[alone], "o", **dots, **style)
 
 
@@ -255,7 +258,8 @@ def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> np.
             blocks[-1] += last
     pooled = np.concatenate([[np.mean(block)] * len(block) for block in blocks])
     top = max(high - gap * (len(heights) - 1), low)
-    return np.clip(pooled, low, top) + gap * np.arange(len(heights))
+    spaced: np.ndarray = np.clip(pooled, low, top) + gap * np.arange(len(heights))
+    return spaced
 
 
 def describe(directories: Sequence[Path]) -> tuple[list[str], str]:

@@ -88,7 +88,7 @@ def train(config: Config, runtime: Runtime) -> int:
         ):
             run = _Run(config, runtime, loop, state, (csv, board), progress, checkpoints, sessions)
             run.go_on(begun // loop.steps_per_update, assembly.updates(config), signals)
-    _draw(config, out)
+    _draw(config, out, about.is_atari)
     if signals.received is not None:
         print(f"Saved in {out}; go on with: python -m experiments.train --resume --out {out}")
         return 128 + signals.received
@@ -214,12 +214,12 @@ def _prepare(out: Path, resume: bool) -> bool:
     return there
 
 
-def _draw(config: Config, out: Path) -> None:
+def _draw(config: Config, out: Path, atari: bool) -> None:
     plotting.learning_curve(
         {config.algorithm: out / "metrics.csv"},
         out / "curve.png",
         title=config.game,
-        frames_per_step=4 if config.episodic_life is not None else 1,
+        frames_per_step=4 if atari else 1,
     )
 
 

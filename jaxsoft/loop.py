@@ -196,7 +196,7 @@ class HostLoop:
         self.in_turn = in_turn
         self.learner = learner
         self.length = _checks.count("HostLoop", "length", length)
-        ends = np.cumsum([pool.batch_shape[1] for pool in pools]).tolist()
+        ends: list[int] = np.cumsum([pool.batch_shape[1] for pool in pools]).tolist()
         self.batch_shape = (pools[0].batch_shape[0], ends[-1])
         self._parts = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         self._keys = jax.jit(lambda key: _keys_of_steps(key, self.length))
@@ -207,7 +207,10 @@ class HostLoop:
             lambda state, rollout: _learn(learner, state, rollout, in_turn), donate_argnums=0
         )
 
-    steps_per_update = GraphLoop.steps_per_update
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps of one seed in one update."""
+        return self.length * self.batch_shape[1]
 
     def start(self) -> Actors:
         """Fresh games."""
