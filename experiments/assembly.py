@@ -31,6 +31,7 @@ def network(config: Config, about: environments.About) -> Any:
         about.observation_dtype,
         hidden=config.hidden,
         dtype=jnp.dtype(config.dtype),
+        centred=bool(config.centred),
     )
     plain_q = config.algorithm in (*REPLAY, "nstep_soft_q", "damped_q")
     kind = networks.QNetwork if plain_q else networks.ActorCritic

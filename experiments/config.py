@@ -112,6 +112,9 @@ class Config:
         type=_count,
         nargs="+",
     )
+    centred: bool = _option(
+        "subtract its mean from each image (images)", action=argparse.BooleanOptionalAction
+    )
     dtype: str = _option(
         "the network computes in", default="float32", choices=("float32", "bfloat16")
     )
@@ -236,6 +239,7 @@ _IMAGE_ON_POLICY = _COMMON | {
     "value_coef": 0.5,
     "damping": 1e-2,
     "solver": "gram",
+    "centred": False,
 }
 _IMAGE_REPLAY = _COMMON | {
     "num_envs": 8,
@@ -253,6 +257,7 @@ _IMAGE_REPLAY = _COMMON | {
     "target_period": 10_000,
     "epsilon": 0.01,
     "epsilon_share": 0.1,
+    "centred": False,
 }
 # Small games: found by trial, on the games of the tests.
 _VECTOR_ON_POLICY = _IMAGE_ON_POLICY | {
@@ -298,12 +303,14 @@ def complete(config: Config, images: bool, atari: bool) -> Config:
     """Fills in what was left open, and refuses what does not fit together."""
     table = defaults(config.algorithm, images)
     values = dataclasses.asdict(config)
-    for name in ("episodic_life", "reward_clip"):
-        if not atari:
+    has = {"episodic_life": (atari, "Atari"), "reward_clip": (atari, "Atari")}
+    has["centred"] = (images, "a game of images")
+    for name, (there, kind) in has.items():
+        if not there:
             table.pop(name, None)
             if values[name] is not None:
                 raise ConfigError(
-                    f"{flag(name)} does not go with --game {config.game}: only Atari has it. "
+                    f"{flag(name)} does not go with --game {config.game}: only {kind} has it. "
                     "Leave it out."
                 )
     if images and config.hidden != (64, 64):

@@ -90,15 +90,25 @@ class NatureCNN(nn.Module):
 
     Convolutions 32 × 8/4, 64 × 4/2, 64 × 3/1 and a layer of 512, rectified: features [N, 512].
 
+    Attributes:
+      dtype: to compute in.
+      native: whether to use XLA's convolutions; `None` is everywhere but on a CPU.
+      centred: whether to subtract each image's mean. What moves is a few pixels on a bright
+        ground, whose constant share of every gradient slows learning down.
+
     Reference: Mnih et al. (2015), *Human-level control through deep reinforcement learning*.
     """
 
     dtype: Any = jnp.float32
     native: bool | None = None
+    centred: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Features of a batch of images."""
+        if self.centred:
+            mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True, dtype=jnp.float32)
+            x = x.astype(jnp.float32) - mean
         x = x.transpose(0, 2, 3, 1).astype(self.dtype) / 255
         for features, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
             x = nn.relu(Conv(features, kernel, stride, self.dtype, self.native)(x))
@@ -168,10 +178,11 @@ def torso_for(
     hidden: Sequence[int] = (64, 64),
     dtype: Any = jnp.float32,
     native: bool | None = None,
+    centred: bool = False,
 ) -> nn.Module:
     """The usual torso: `NatureCNN` for images of bytes [C, H, W], an `MLP` for all else."""
     if len(observation_shape) == 3 and jnp.dtype(observation_dtype) == jnp.uint8:
-        return NatureCNN(dtype=dtype, native=native)
+        return NatureCNN(dtype=dtype, native=native, centred=centred)
     return MLP(tuple(hidden), dtype=dtype)
 
 
