@@ -107,8 +107,8 @@ class NatureCNN(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Features of a batch of images."""
         if self.centred:
-            mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True, dtype=jnp.float32)
-            x = x.astype(jnp.float32) - mean
+            x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+            x = x - jnp.mean(x, axis=(1, 2, 3), keepdims=True)
         x = x.transpose(0, 2, 3, 1).astype(self.dtype) / 255
         for features, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
             x = nn.relu(Conv(features, kernel, stride, self.dtype, self.native)(x))

@@ -28,7 +28,7 @@ from experiments.config import (
 ALGORITHMS = ON_POLICY + REPLAY
 VECTOR, ATARI, IMAGES = (False, False), (True, True), (True, False)
 KINDS = pytest.mark.parametrize("kind", [VECTOR, ATARI, IMAGES], ids=["vector", "atari", "images"])
-ATARI_ONLY = ("episodic_life", "reward_clip")
+ATARI_ONLY, IMAGES_ONLY = ("episodic_life", "reward_clip"), ("centred",)
 
 
 def of(algorithm, **values):
@@ -51,9 +51,10 @@ def parsed(out, *more, **values):
     return parse([*words(**start | values), *more])
 
 
-def applies(spec, algorithm, atari=True):
+def applies(spec, algorithm, images=True, atari=True):
     only = spec.metadata["only"]
-    return (not only or algorithm in only) and (atari or spec.name not in ATARI_ONLY)
+    fits = (images or spec.name not in IMAGES_ONLY) and (atari or spec.name not in ATARI_ONLY)
+    return fits and (not only or algorithm in only)
 
 
 @KINDS
@@ -62,7 +63,7 @@ def test_what_applies_has_a_default_and_nothing_else_has(algorithm, kind):
     whole = complete(of(algorithm), *kind)
     for spec in dataclasses.fields(Config):
         # Where there is none, the time limit is EnvPool's own.
-        known = applies(spec, algorithm, kind[1]) and spec.name != "max_episode_steps"
+        known = applies(spec, algorithm, *kind) and spec.name != "max_episode_steps"
         assert (getattr(whole, spec.name) is not None) == known, spec.name
     assert complete(whole, *kind) == whole
     assert from_json(json.loads(json.dumps(to_json(whole)))) == whole
@@ -220,6 +221,11 @@ def test_images_have_their_own_network_and_only_atari_has_lives(tmp_path):
         assert getattr(complete(of("a2c", **{name: False}), *ATARI), name) is False
         with pytest.raises(ConfigError, match=f"{flag(name)} does not go with"):
             complete(of("a2c", **{name: False}), *IMAGES)
+    for name in IMAGES_ONLY:
+        assert getattr(complete(of("a2c", **{name: True}), *IMAGES), name) is True
+        for value in (False, True):
+            with pytest.raises(ConfigError, match=f"{flag(name)} does not go with.*of images"):
+                complete(of("a2c", **{name: value}), *VECTOR)
 
 
 SPECIAL = [spec for spec in dataclasses.fields(Config) if spec.metadata["only"]]

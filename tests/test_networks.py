@@ -150,9 +150,11 @@ def numpy_conv(x, w, b, stride):
     return np.einsum("nyxcij,ijcf->nyxf", windows[:, ::stride, ::stride], w, optimize=True) + b
 
 
-def numpy_nature(params, x):
+def numpy_nature(params, x, centred):
     p = arrays(params["params"])
     x = np.moveaxis(x, 1, -1) / 255.0
+    if centred:
+        x = np.stack([image - image.mean() for image in x])
     for i, stride in enumerate((4, 2, 1)):
         x = np.maximum(numpy_conv(x, p[f"Conv_{i}/kernel"], p[f"Conv_{i}/bias"], stride), 0)
     flat = x.reshape(len(x), -1)
@@ -161,15 +163,28 @@ def numpy_nature(params, x):
 
 @WAYS
 @pytest.mark.parametrize("size", [(4, 84, 84), (1, 53, 38)], ids=["atari", "odd"])
-def test_nature_network(native, size):
+@pytest.mark.parametrize("centred", [False, True])
+def test_nature_network(native, size, centred):
     x = images(0, 2, *size)
-    module = NatureCNN(jnp.float64, native)
+    module = NatureCNN(jnp.float64, native, centred)
     params = random_params(module, x)
-    expected = numpy_nature(params, x)
+    expected = numpy_nature(params, x, centred)
     assert expected.shape == (2, 512)
     assert 0.2 < np.mean(expected > 0) < 0.8
     features = apply(module)(params, x)
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-11 * expected.max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_centred_network_does_not_see_the_brightness(dtype):
+    x = images(0, 2, *SMALL) // 2
+    for centred in (False, True):
+        module = NatureCNN(dtype, centred=centred)
+        params = random_params(module, x)
+        dark, bright = (np.float64(apply(module)(params, y)) for y in (x, x + np.uint8(100)))
+        assert dark.any()
+        same = np.abs(bright - dark).max() < 1e-3 * np.abs(dark).max()
+        assert same == centred
 
 
 def atari():
@@ -354,9 +369,9 @@ def test_the_gram_solver_knows_both_forms(native):
 
 
 def test_torso_for():
-    settings = {"hidden": [3, 4], "dtype": jnp.bfloat16, "native": True}
+    settings = {"hidden": [3, 4], "dtype": jnp.bfloat16, "native": True, "centred": True}
     for dtype in (np.uint8, jnp.uint8, "uint8", np.dtype("uint8")):
-        assert torso_for((4, 84, 84), dtype, **settings) == NatureCNN(jnp.bfloat16, True)
+        assert torso_for((4, 84, 84), dtype, **settings) == NatureCNN(jnp.bfloat16, True, True)
     mlp = MLP((3, 4), jnp.bfloat16)
     for shape, dtype in (
         ((4, 84, 84), np.float32),
