@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,9 @@ def _option(
 ) -> Any:
     metadata = {"text": text, "source": source, "group": group, "only": only, "parser": parser}
     return field(default=default, metadata=metadata)
+
+
+_replay = functools.partial(_option, source=_DQN, group="replay", only=REPLAY)
 
 
 def _count(text: str) -> int:
@@ -133,47 +137,17 @@ class Config:
         "of the natural gradient", group="on-policy", only=NATURAL, choices=("gram", "cg")
     )
 
-    capacity: int = _option(
-        "transitions in the replay; a million of Atari are 7.1 GB on the device",
-        source=_DQN,
-        group="replay",
-        only=REPLAY,
-        type=_count,
+    capacity: int = _replay(
+        "transitions in the replay; a million of Atari are 7.1 GB on the device", type=_count
     )
-    batch_size: int = _option(
-        "of a gradient step", source=_DQN, group="replay", only=REPLAY, type=_count
+    batch_size: int = _replay("of a gradient step", type=_count)
+    steps_per_gradient: int = _replay("environment steps for each gradient step", type=_count)
+    learning_starts: int = _replay("environment steps before the first gradient step", type=_count)
+    target_period: int = _replay(
+        "environment steps between copies to the target network", type=_count
     )
-    steps_per_gradient: int = _option(
-        "environment steps for each gradient step",
-        source=_DQN,
-        group="replay",
-        only=REPLAY,
-        type=_count,
-    )
-    learning_starts: int = _option(
-        "environment steps before the first gradient step",
-        source=_DQN,
-        group="replay",
-        only=REPLAY,
-        type=_count,
-    )
-    target_period: int = _option(
-        "environment steps between copies to the target network",
-        source=_DQN,
-        group="replay",
-        only=REPLAY,
-        type=_count,
-    )
-    epsilon: float = _option(
-        "the last ε of the exploration", source=_DQN, group="replay", only=REPLAY, type=float
-    )
-    epsilon_share: float = _option(
-        "share of the steps over which ε falls from 1",
-        source=_DQN,
-        group="replay",
-        only=REPLAY,
-        type=float,
-    )
+    epsilon: float = _replay("the last ε of the exploration", type=float)
+    epsilon_share: float = _replay("share of the steps over which ε falls from 1", type=float)
 
     episodic_life: bool = _option(
         "a lost life is a terminal for learning (Atari)",

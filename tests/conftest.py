@@ -4,6 +4,9 @@ A test of another precision passes arrays of it: the library computes in its inp
 """
 
 import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -25,3 +28,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "equation(*numbers): proves these equations of the paper; docs/equations.md"
     )
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB; only root can make one."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path)]
+    try:
+        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("cannot mount a file system")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)

@@ -402,20 +402,6 @@ def test_too_large_a_file(tmp_path):
     )
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of 8 MB; only root can make one."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path)]
-    try:
-        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("cannot mount a file system")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
-
-
 @pytest.mark.parametrize("room", [0, 100_000])
 def test_a_full_disk(disk, room):
     def fill():

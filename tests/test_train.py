@@ -453,10 +453,6 @@ def test_a_folder_that_cannot_be(where, tmp_path, capsys):
     assert files(tmp_path).keys() == {Path("file")}
 
 
-# TensorStore goes on with its other writes, whose results no one waits for any more.
-unfinished_writes = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 def check_full(again, stopped, fill, mend, capsys):
     """Nothing of before is lost, and once there is room the run goes on."""
     fill()
@@ -475,7 +471,6 @@ def check_full(again, stopped, fill, mend, capsys):
     return error
 
 
-@unfinished_writes
 @pytest.mark.parametrize(("room", "where"), [(1200, "Checkpoints"), (50, "metrics.csv")])
 def test_files_that_cannot_grow(room, where, again, stopped, capsys):
     limit = (again / "metrics.csv").stat().st_size + room
@@ -491,21 +486,6 @@ def test_files_that_cannot_grow(room, where, again, stopped, capsys):
     assert where in error
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of 8 MB; only root can make one."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path)]
-    try:
-        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("cannot mount a file system")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
-
-
-@unfinished_writes
 @pytest.mark.parametrize("room", [0, 50_000])
 def test_a_full_disk(room, disk, stopped, recompiled_never, capsys):
     out = shutil.copytree(stopped, disk / "run")
