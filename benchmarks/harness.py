@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments.record import machine
+from jaxsoft.record import machine
 
 Call = Callable[[], Any]
 

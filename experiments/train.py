@@ -15,12 +15,12 @@ import numpy as np
 
 from experiments import assembly, evaluate, plotting
 from experiments.config import Config, ConfigError, Runtime, complete, parse, stop_with, to_json
-from experiments.record import Sessions, write_json
 from jaxsoft import environments
 from jaxsoft.checkpoint import Checkpoints
 from jaxsoft.launch import keep_pages
 from jaxsoft.loop import Report, TrainState, initial
 from jaxsoft.metrics import CsvLog, Progress, TensorBoardLog, writing
+from jaxsoft.record import Sessions, write_json
 
 VERSION = 1
 """Of what a checkpoint holds; another one is refused."""

@@ -46,6 +46,7 @@ TRAINING = {
     "networks",
     "off_policy",
     "on_policy",
+    "record",
     "replay",
     "rollout",
 }

@@ -24,13 +24,14 @@ from tensorboardX.proto.event_pb2 import SessionLog
 from test_metrics import events, scalars
 
 import jaxsoft
-from experiments import assembly, compare, evaluate, record, train
+from experiments import assembly, compare, evaluate, train
 from experiments.config import ON_POLICY, REPLAY, from_json
-from experiments.record import Sessions
+from jaxsoft import record
 from jaxsoft.checkpoint import Checkpoints
 from jaxsoft.environments import about
 from jaxsoft.loop import GraphLoop, initial
 from jaxsoft.metrics import read_csv
+from jaxsoft.record import Sessions
 
 SEEDS = (0, 3)
 UPDATE = 8  # steps
@@ -256,7 +257,7 @@ def test_the_commit(tmp_path, monkeypatch):
         who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
 
-    source = tmp_path / "experiments" / "record.py"
+    source = tmp_path / "jaxsoft" / "record.py"
     monkeypatch.setattr(record, "__file__", str(source))
     source.parent.mkdir()
     assert record.commit() is None
@@ -266,8 +267,8 @@ def test_the_commit(tmp_path, monkeypatch):
     git("commit", "-m", "first")
     clean = record.commit()
     assert re.fullmatch("[0-9a-f]{7,}", clean)
-    (source.parent / "results").mkdir()
-    (source.parent / "results" / "new.csv").touch()
+    (tmp_path / "experiments" / "results").mkdir(parents=True)
+    (tmp_path / "experiments" / "results" / "new.csv").touch()
     assert record.commit() == clean
     source.write_text("changed")
     assert record.commit() == clean + "+"

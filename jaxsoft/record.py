@@ -17,6 +17,8 @@ import jax
 import jaxsoft
 from jaxsoft.metrics import writing
 
+__all__ = ["Sessions", "commit", "machine", "processor", "write_json"]
+
 
 def write_json(path: Path, values: Any) -> None:
     """Replaces the file as a whole, so that it is never half written."""
@@ -40,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the source, with a + where the source differs; `None` outside a repository."""
+    """The commit of the source, with a + where files differ; `None` outside a repository."""
     root = Path(__file__).parent.parent
 
     def git(*words: str) -> str | None:
