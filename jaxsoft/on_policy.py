@@ -53,7 +53,8 @@ class Objective(NamedTuple):
       discount: γ.
       n: steps to the bootstrap; any n ≥ T is the whole rollout.
       value_coef: c, the weight of the value loss.
-      log_prior: log π̄; `None` is uniform (a KL penalty), `0.0` counting (an entropy bonus).
+      log_prior: log π̄; `None` is uniform (a KL penalty), `0.0` counting (an entropy bonus), or
+        [A], the same in every state.
     """
 
     tau: jax.typing.ArrayLike = 0.01
