@@ -190,14 +190,27 @@ def pgq(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     )
 
 
-def gradient_of(step_loss: StepLoss) -> Gradient:
-    """The gradient of a loss's mean over the transitions that count."""
+def gradient_of(step_loss: StepLoss, *, through_last: bool = True) -> Gradient:
+    """The gradient of a loss's mean over the transitions that count.
+
+    Args:
+      step_loss: (heads, rollout, objective) -> losses [T, N].
+      through_last: whether it has a gradient into the heads of the last state, which other losses
+        only bootstrap from. Without, the network is not differentiated there, 1/(T + 1) of it.
+    """
 
     def gradient(
         network: NetworkFn, params: Params, rollout: Rollout, objective: Objective
     ) -> tuple[Params, Metrics]:
+        def heads_of(p: Params) -> Heads:
+            if through_last:
+                return heads(network, p, rollout.observation, objective)
+            starts = heads(network, p, rollout.observation[:-1], objective)
+            last = heads(network, params, rollout.observation[-1:], objective)
+            return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), starts, last)
+
         def loss(p: Params) -> tuple[Array, Heads]:
-            at = heads(network, p, rollout.observation, objective)
+            at = heads_of(p)
             return _mean(step_loss(at, rollout, objective), rollout.weight), at
 
         (value, at), gradients = jax.value_and_grad(loss, has_aux=True)(params)
@@ -292,6 +305,8 @@ ALGORITHMS: dict[str, StepLoss] = {
     "pcl": pcl,
     "pgq": pgq,
 }
+# These differentiate what they bootstrap from.
+_RESIDUAL = (pcl,)
 
 
 def learner(
@@ -323,8 +338,12 @@ def learner(
             "one of the two",
             "`algorithm` gives per-step losses, `gradient` a direction.",
         )
-    direction = gradient_of(algorithm) if algorithm is not None else gradient
-    assert direction is not None
+    if algorithm is not None:
+        # Of a loss of the user's own nothing is known.
+        bootstraps = algorithm in ALGORITHMS.values() and algorithm not in _RESIDUAL
+        gradient = gradient_of(algorithm, through_last=not bootstraps)
+    assert gradient is not None
+    direction = gradient
 
     def init(key: Array) -> Trained:
         params = init_params(key)

@@ -523,6 +523,22 @@ def test_an_update_is_an_optimisers_step():
         np.testing.assert_allclose(metrics[key], x, rtol=1e-6, atol=1e-9, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_learners_take_the_whole_gradient(name):
+    """Only path consistency has one into the last state: the others need not go through it."""
+    case = make_case("q" if name == "nstep_soft_q" else "actor_critic", "uniform")
+    learner = make_learner(case, ALGORITHMS[name])
+    state = learner.init(jax.random.key(0))
+    state, _ = jax.jit(learner.update)(state, case.rollout, jax.random.key(0))
+    gradient, metrics = case.gradients(case.theta, case.rollout)[name]
+    assert_close(state.params, case.theta - 0.1 * gradient, 1e-12)
+    short = gradient_of(ALGORITHMS[name], through_last=False)
+    shorter, same = short(case.network, case.theta, case.rollout, case.objective)
+    for key, x in metrics.items():
+        np.testing.assert_allclose(same[key], x, rtol=1e-9, err_msg=key)
+    (assert_differs if name == "pcl" else assert_close)(shorter, gradient)
+
+
 def test_an_update_lowers_the_loss():
     """That of path consistency is all differentiated: by the squared norm, to first order."""
     case, rate = make_case("actor_critic", "uniform"), 1e-5
