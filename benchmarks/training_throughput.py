@@ -1,157 +1,278 @@
-"""Environment steps per second of the training loop, against what its parts allow.
+"""Environment steps per second of the training program: a budget, its scaling, its peers.
 
-    python -m benchmarks.training_throughput --json benchmarks/results/training_throughput_cpu.json
+    python -m benchmarks.training_throughput [--json FILE] [--quick]
 
-The parts are measured beside it, in turns: the emulators alone, stepped inside a compiled program
-with random actions; acting alone, the network's forward pass and the draw of actions on T batches
-of N; learning alone, the gradient of the loss on a rollout and the optimiser's step. Emulation,
-acting and learning follow one another, so that the rate they allow is 1 / (sum of their times).
+Budget: the program's parts are measured beside it, in turns. Environment: the emulators alone,
+stepped inside a compiled program with random actions. Acting: the network's forward pass and the
+draw of actions on T batches of N. Learning: one update on a rollout. They follow one another, so
+that the rate they allow is 1 / (sum of their times).
+
+Scaling: the whole program with more environments, longer rollouts, more seeds.
+
+Peers: stable-baselines3's A2C on the same EnvPool game, where it is installed; both sides make one
+pass over each rollout in one batch.
 """
 
+import importlib.util
 import statistics
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from benchmarks import harness
-from jaxsoft import environments, networks, on_policy
+from jaxsoft import environments, networks, off_policy, on_policy
 from jaxsoft.environments import EnvPool
 from jaxsoft.launch import keep_pages
 from jaxsoft.learner import Learner
 from jaxsoft.loop import GraphLoop, initial
 
+Sides = dict[str, Callable[[], Any]]
+Row = dict[str, Any]
 
-def a2c_learner(about: environments.About, algorithm: str, length: int) -> Learner:
-    """The paper's A2C and the soft Q-learning that is tied to it."""
-    shape, dtype = about.observation_shape, about.observation_dtype
-    torso = networks.torso_for(shape, dtype)
-    network = networks.ActorCritic(torso, about.num_actions, len(shape))
+ON_POLICY = ("a2c", "soft_q", "a2c_naive", "pgq", "pcl", "nstep_soft_q", "damped_q", "natural_pg")
+REPLAY = ("dqn", "soft_dqn_kl", "soft_dqn_entropy")
+
+
+class Size(NamedTuple):
+    """What is trained on what, and how many updates are timed at once."""
+
+    game: str
+    algorithm: str
+    num_envs: int
+    length: int
+    updates: int
+    seeds: int = 1
+
+    @property
+    def steps(self) -> int:
+        return self.seeds * self.num_envs * self.length * self.updates
+
+    def row(self, part: str) -> Row:
+        return {
+            "part": part,
+            "game": self.game,
+            "algorithm": self.algorithm,
+            "environments": self.num_envs,
+            "rollout_length": self.length,
+            "seeds": self.seeds,
+        }
+
+
+def learner(size: Size, *, capacity: int = 20_000) -> Learner:
+    """The algorithm with the paper's settings, or what takes the same time."""
+    about = environments.about(size.game)
+    shape, dtype, algorithm = about.observation_shape, about.observation_dtype, size.algorithm
+    has_q = algorithm in (*REPLAY, "nstep_soft_q", "damped_q")
+    head = networks.QNetwork if has_q else networks.ActorCritic
+    network = head(networks.torso_for(shape, dtype), about.num_actions, len(shape))
+
+    def start(key: Any) -> Any:
+        return network.init(key, jnp.zeros((1, *shape), dtype))
+
+    if algorithm in REPLAY:
+        return off_policy.learner(
+            network.apply,
+            start,
+            optimiser=optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-4)),
+            epsilon=optax.constant_schedule(0.1),
+            num_envs=size.num_envs,
+            observation_shape=shape,
+            observation_dtype=dtype,
+            stack=shape[0] if about.is_atari else 1,
+            capacity=capacity,
+            tau=0.0 if algorithm == "dqn" else 0.1,
+            log_prior=0.0 if algorithm == "soft_dqn_entropy" else None,
+            learning_starts=0,
+        )
+    natural = {"natural_pg": on_policy.natural_pg, "damped_q": on_policy.damped_q}
+    solver = "gram" if about.is_atari else "cg"
+    clip = optax.clip_by_global_norm(0.5)
+    rmsprop = optax.rmsprop(7e-4, decay=0.99, eps=1e-5, initial_scale=1.0)
     return on_policy.learner(
         network.apply,
-        lambda key: network.init(key, jnp.zeros((1, *shape), dtype)),
-        on_policy.ALGORITHMS[algorithm],
-        optimiser=optax.chain(
-            optax.clip_by_global_norm(0.5),
-            optax.rmsprop(7e-4, decay=0.99, eps=1e-5, initial_scale=1.0),
-        ),
-        objective=on_policy.Objective(n=length),
+        start,
+        on_policy.ALGORITHMS.get(algorithm),
+        gradient=natural[algorithm](solver=solver) if algorithm in natural else None,
+        optimiser=optax.chain(clip, optax.sgd(0.1) if algorithm in natural else rmsprop),
+        objective=on_policy.Objective(n=size.length),
     )
 
 
-def parts(game: str, algorithm: str, num_envs: int, length: int, updates: int) -> dict[str, Any]:
-    """Functions without arguments that carry out `updates` updates, whole and in parts."""
-    about = environments.about(game)
-    learner = a2c_learner(about, algorithm, length)
-    options = {"episodic_life": True, "reward_clip": True} if about.is_atari else {}
+def pool(size: Size) -> EnvPool:
+    atari = environments.about(size.game).is_atari
+    options = {"episodic_life": True, "reward_clip": True} if atari else {}
+    seeds = range(size.seeds)
+    return EnvPool(size.game, num_envs=size.num_envs, seeds=seeds, **options)  # type: ignore[arg-type]
 
-    def pool() -> EnvPool:
-        return EnvPool(game, num_envs=num_envs, **options)
 
-    loop = GraphLoop(pool(), learner, length=length)
-    held = {"state": initial(learner, (0,)), "actors": loop.start()}
+def whole(size: Size) -> Callable[[], Any]:
+    """A call that trains on."""
+    loop = GraphLoop(pool(size), learner(size), length=size.length)
+    held: dict[str, Any] = {
+        "state": initial(loop.learner, range(size.seeds)),
+        "actors": loop.start(),
+    }
 
-    def whole() -> Any:
-        state, actors, report = loop.run(held["state"], held["actors"], updates)
+    def call() -> Any:
+        state, actors, report = loop.run(held["state"], held["actors"], size.updates)
         held.update(state=state, actors=actors)
         return report
 
-    alone = pool()
+    return call
+
+
+def parts(size: Size) -> Sides:
+    """The same in parts, for one seed."""
+    alone, one = pool(size), learner(size)
     environment, step = alone.reset()
+    steps = size.updates * size.length
 
     @jax.jit
     def emulate(environment: Any, key: Any) -> Any:
-        def one(environment: Any, key: Any) -> Any:
-            action = jax.random.randint(key, (1, num_envs), 0, about.num_actions)
+        def step(environment: Any, key: Any) -> Any:
+            action = jax.random.randint(key, alone.batch_shape, 0, alone.num_actions)
             environment, then = alone.step(environment, action)
             return environment, then.reward.sum()
 
-        return jax.lax.scan(one, environment, jax.random.split(key, updates * length))
+        return jax.lax.scan(step, environment, jax.random.split(key, steps))
 
-    state = jax.tree.map(lambda x: x[0], initial(learner, (0,)).learner)
-    observation = jnp.asarray(step.observation[0])
-    _, rollout = loop.collect(initial(learner, (0,)), loop.start())
+    loop = GraphLoop(pool(size), one, length=size.length)
+    _, rollout = loop.collect(initial(one, (0,)), loop.start())
     rollout = jax.tree.map(lambda x: x[:, 0], rollout)
+    observation = jnp.asarray(step.observation[0])
+    state = jax.tree.map(lambda x: x[0], initial(one, (0,)).learner)
 
     @jax.jit
     def act(state: Any, observation: Any, key: Any) -> Any:
-        def one(total: Any, key: Any) -> Any:
+        def step(total: Any, key: Any) -> Any:
             # The action of a step goes into the next observation: nothing can be hoisted.
             seen = observation + (total > 10**9).astype(observation.dtype)
-            keys = jax.random.split(key, num_envs)
-            return total + learner.act(state, seen, keys).sum(), None
+            keys = jax.random.split(key, size.num_envs)
+            return total + one.act(state, seen, keys).sum(), None
 
         zero = jnp.zeros((), jnp.int32)
-        return jax.lax.scan(one, zero, jax.random.split(key, updates * length))[0]
+        return jax.lax.scan(step, zero, jax.random.split(key, steps))[0]
 
     @jax.jit
     def learn(state: Any, rollout: Any, key: Any) -> Any:
-        def one(state: Any, key: Any) -> Any:
-            state, metrics = learner.update(state, rollout, key)
+        def update(state: Any, key: Any) -> Any:
+            state, metrics = one.update(state, rollout, key)
             return state, metrics["loss"]
 
-        return jax.lax.scan(one, state, jax.random.split(key, updates))
+        return jax.lax.scan(update, state, jax.random.split(key, size.updates))[1]
 
     key = jax.random.key(0)
     return {
-        "whole": whole,
         "environment": lambda: emulate(environment, key),
         "acting": lambda: act(state, observation, key),
         "learning": lambda: learn(state, rollout, key),
     }
 
 
-def rows(quick: bool) -> list[dict[str, Any]]:
-    sizes = [("Pong-v5", 16, 5, 8), ("Pong-v5", 64, 32, 1), ("Catch-v0", 16, 8, 500)]
-    if quick:
-        sizes = [("Catch-v0", 16, 8, 100)]
-    out = []
-    for game, num_envs, length, updates in sizes:
-        for algorithm in ("a2c", "soft_q"):
-            sides = parts(game, algorithm, num_envs, length, updates)
-            seconds = harness.measure(sides, repetitions=3 if quick else 9, at_least=0.0)
-            steps = num_envs * length * updates
-            allowed = [
-                sum(times)
-                for times in zip(*(seconds[name] for name in sides if name != "whole"), strict=True)
-            ]
-            shares = [a / w for a, w in zip(allowed, seconds["whole"], strict=True)]
-            row = {
-                "game": game,
-                "algorithm": algorithm,
-                "environments": num_envs,
-                "rollout_length": length,
-                "steps_per_second": {
-                    name: round(steps / statistics.median(times), 1)
-                    for name, times in (seconds | {"allowed": allowed}).items()
-                },
-                "share_of_allowed": {
-                    "median": statistics.median(shares),
-                    "low": min(shares),
-                    "high": max(shares),
-                },
-            }
-            out.append(row)
-            show(row)
-    return out
+def budget(sizes: Sequence[Size], repetitions: int) -> list[Row]:
+    rows = []
+    for size in sizes:
+        sides = {"whole": whole(size)} | parts(size)
+        seconds = harness.measure(sides, repetitions=repetitions, at_least=0.0)
+        median = {name: statistics.median(times) for name, times in seconds.items()}
+        split = [seconds[name] for name in sides if name != "whole"]
+        allowed = [sum(times) for times in zip(*split, strict=True)]
+        shares = [a / w for a, w in zip(allowed, seconds["whole"], strict=True)]
+        rates = {name: size.steps / x for name, x in median.items()}
+        rates["allowed"] = size.steps / statistics.median(allowed)
+        row = size.row("budget") | {
+            "steps_per_second": {name: round(x, 1) for name, x in rates.items()},
+            "share_of_allowed": spread(shares),
+        }
+        rows.append(row)
+        share = row["share_of_allowed"]
+        print(
+            f"{size.game:<10}{size.algorithm:<17}{size.num_envs:>4} x {size.length:<4}"
+            + "".join(f"{name} {rate:>9,.0f}   " for name, rate in rates.items())
+            + f"share {share['median']:.2f} ({share['low']:.2f} - {share['high']:.2f})",
+            flush=True,
+        )
+    return rows
 
 
-def show(row: dict[str, Any]) -> None:
-    rates, share = row["steps_per_second"], row["share_of_allowed"]
-    size = f"{row['environments']:>4} x {row['rollout_length']:<4}"
-    print(
-        f"{row['game']:<10}{row['algorithm']:<8}{size}"
-        + "".join(f"{name} {rate:>9,.0f}   " for name, rate in rates.items())
-        + f"share {share['median']:.2f} ({share['low']:.2f}-{share['high']:.2f})",
-        flush=True,
-    )
+def scaling(what: str, sizes: Sequence[Size], repetitions: int) -> list[Row]:
+    sides = {str(i): whole(size) for i, size in enumerate(sizes)}
+    seconds = harness.measure(sides, repetitions=repetitions, at_least=0.0)
+    rows = []
+    for size, times in zip(sizes, seconds.values(), strict=True):
+        row = size.row(f"scaling: {what}")
+        row["steps_per_second"] = spread([size.steps / x for x in times])
+        rows.append(row)
+        print(
+            f"{what}: {size.game} {size.algorithm} {size.seeds} x {size.num_envs} x {size.length}"
+            f"   {row['steps_per_second']['median']:,.0f} steps/s",
+            flush=True,
+        )
+    return rows
+
+
+def peers(sizes: Sequence[Size], repetitions: int) -> list[Row]:
+    if importlib.util.find_spec("stable_baselines3") is None:
+        print("stable-baselines3 is not installed: left out")
+        return []
+    theirs = importlib.import_module("benchmarks.peers")
+    rows = []
+    for size in sizes:
+        options = {"episodic_life": True, "reward_clip": True}
+        shape = (size.game, size.num_envs, size.length, size.updates)
+        sides = {"jaxsoft": whole(size), "stable-baselines3": theirs.a2c(*shape, **options)}
+        seconds = harness.measure(sides, repetitions=repetitions, at_least=0.0)
+        quicker = [
+            b / a for a, b in zip(seconds["jaxsoft"], seconds["stable-baselines3"], strict=True)
+        ]
+        row = size.row("peers") | {
+            "steps_per_second": {
+                name: spread([size.steps / x for x in times]) for name, times in seconds.items()
+            },
+            "times_as_fast": spread(quicker),
+        }
+        rows.append(row)
+        rates = {name: x["median"] for name, x in row["steps_per_second"].items()}
+        print(
+            f"{size.game} {size.num_envs} x {size.length}   "
+            + "   ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+            + f"   {row['times_as_fast']['median']:.2f} times as fast",
+            flush=True,
+        )
+    return rows
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 3),
+        "low": round(min(values), 3),
+        "high": round(max(values), 3),
+    }
 
 
 def main() -> None:
-    given = harness.arguments("Training throughput against that of its parts.")
-    command = "python -m benchmarks.training_throughput"
-    harness.write(given.json, command, rows(given.quick))
+    given = harness.arguments("Training throughput: a budget, its scaling, its peers.")
+    if given.quick:
+        rows = budget([Size("Catch-v0", "a2c", 16, 8, 100), Size("Catch-v0", "dqn", 8, 4, 50)], 3)
+        rows += scaling("seeds", [Size("Catch-v0", "a2c", 16, 8, 100, s) for s in (1, 4)], 3)
+    else:
+        rows = peers([Size("Pong-v5", "a2c", 16, 5, 8), Size("Pong-v5", "a2c", 64, 32, 1)], 9)
+        sizes = [Size("Pong-v5", name, 16, 5, 8) for name in ON_POLICY]
+        sizes += [Size("Pong-v5", name, 64, 32, 1) for name in ON_POLICY[:2]]
+        sizes += [Size("Pong-v5", name, 8, 4, 10) for name in REPLAY]
+        sizes += [Size("Catch-v0", name, 16, 8, 200) for name in ON_POLICY]
+        sizes += [Size("Catch-v0", name, 8, 4, 200) for name in REPLAY]
+        rows += budget(sizes, 5)
+        many = (8, 16, 32, 64, 128, 256, 512)
+        rows += scaling("environments", [Size("Pong-v5", "a2c", n, 5, 512 // n) for n in many], 3)
+        long = (5, 16, 32, 64, 128)
+        rows += scaling("steps an update", [Size("Pong-v5", "a2c", 16, t, 1) for t in long], 3)
+        seeds = (1, 2, 4, 8, 16, 32, 64)
+        rows += scaling("seeds", [Size("Catch-v0", "a2c", 16, 8, 200, s) for s in seeds], 3)
+    harness.write(given.json, "python -m benchmarks.training_throughput", rows)
 
 
 if __name__ == "__main__":

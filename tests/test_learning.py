@@ -21,7 +21,7 @@ CASES = [
     ("Catch-v0", "pcl", 300_000, ""),
     ("Catch-v0", "nstep_soft_q", 300_000, ""),
     ("Catch-v0", "natural_pg", 150_000, ""),
-    ("Catch-v0", "damped_q", 150_000, ""),
+    ("Catch-v0", "damped_q", 300_000, "--learning-rate 0.3"),
     ("Catch-v0", "dqn", 100_000, ""),
     ("Catch-v0", "soft_dqn_kl", 100_000, ""),
     ("Catch-v0", "soft_dqn_entropy", 100_000, ""),
