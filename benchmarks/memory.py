@@ -1,0 +1,121 @@
+"""What the compiled programs hold at their peak, against the bytes that they must.
+
+    python -m benchmarks.memory [--json FILE] [--quick]
+
+Peak: arguments, results and temporaries of a program, as its compiler gives them, less what it
+updates in place. Must: for a rollout its frames, each once, and what else it records; for an update
+the parameters, the optimiser's state and a gradient as well; for a replay a frame for each
+transition; for a natural gradient the parameters twice, the batch and, with "gram", the matrix.
+Activations are not counted as a must: they could be computed again. The peak of the whole process
+is given at the end.
+"""
+
+import resource
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsoft
+from benchmarks import harness, natural_gradient
+from benchmarks.training_throughput import Size, learner, pool
+from jaxsoft.launch import keep_pages
+from jaxsoft.loop import GraphLoop, initial
+
+Row = dict[str, Any]
+FRAME = 84 * 84
+
+
+def held(compiled: Any) -> int:
+    """Bytes at the peak of a program."""
+    sizes = compiled.memory_analysis()
+    arguments, results = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
+    return int(arguments + results + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes)
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of arrays, or of the shapes of some."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.number)]
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def row(what: str, must: int, peak: int) -> Row:
+    print(f"{what:<44}{must / 1e6:>10,.1f} MB must   {peak / 1e6:>10,.1f} MB peak", flush=True)
+    return {"what": what, "must_bytes": must, "peak_bytes": peak, "ratio": peak / must}
+
+
+def training(size: Size) -> list[Row]:
+    loop = GraphLoop(pool(size), learner(size), length=size.length)
+    state, actors = jax.eval_shape(lambda: initial(loop.learner, (0,))), loop.start()
+    name = f"{size.algorithm}, {size.num_envs} x {size.length}"
+    # A frame for each step, and those below the first in its stack; action, reward and ends.
+    rollout = size.num_envs * ((size.length + 4) * FRAME + size.length * 16)
+    collect = loop._collected.lower(state, actors).compile()
+    update = loop._run.lower(state, actors, 1).compile()
+    learning = nbytes(state.learner) + nbytes(state.learner.params)
+    return [
+        row(f"{name}: a rollout", rollout, held(collect) - nbytes(state.learner)),
+        row(f"{name}: an update", rollout + learning, held(update)),
+    ]
+
+
+def replay(transitions: int) -> list[Row]:
+    size = Size("Pong-v5", "dqn", 8, 4, 1)
+    one = learner(size, capacity=transitions)
+    loop = GraphLoop(pool(size), one, length=size.length)
+    state = jax.eval_shape(lambda: initial(one, (0,)))
+    must = transitions * FRAME
+    update = loop._run.lower(state, loop.start(), 1).compile()
+    return [
+        row(f"replay of {transitions:,}: at rest", must, nbytes(state.learner.replay)),
+        row(f"replay of {transitions:,}: in an update", must, held(update)),
+    ]
+
+
+def natural(batch: int, solver: str) -> Row:
+    frames = natural_gradient.frames(batch)
+    network = natural_gradient.NatureCNN()
+    params = jax.eval_shape(network.init, jax.random.key(0), frames)
+    actions = jnp.zeros(batch, jnp.int32)
+    advantage = jnp.ones(batch)
+
+    def step(params: Any, frames: Any) -> Any:
+        def log_prob_fn(p: Any) -> Any:
+            return jaxsoft.take_action(network.apply(p, frames), actions)
+
+        return jaxsoft.natural_gradient(log_prob_fn, params, advantage, damping=1e-2, solver=solver)
+
+    def plain(params: Any, frames: Any) -> Any:
+        def loss(p: Any) -> Any:
+            return jaxsoft.take_action(network.apply(p, frames), actions).mean()
+
+        return jax.grad(loss)(params)
+
+    function = plain if solver == "plain gradient" else step
+    must = 2 * nbytes(params) + frames.nbytes + (4 * batch**2 if solver == "gram" else 0)
+    compiled = jax.jit(function).lower(params, frames).compile()
+    return row(f"Nature CNN, batch {batch}: {solver}", must, held(compiled))
+
+
+def main() -> None:
+    given = harness.arguments("Peak memory of the compiled programs.")
+    rows = training(Size("Pong-v5", "a2c", 16, 5, 1))
+    if not given.quick:
+        rows += training(Size("Pong-v5", "a2c", 64, 32, 1))
+        rows += training(Size("Pong-v5", "a2c", 256, 32, 1))
+    rows += replay(10_000 if given.quick else 1_000_000)
+    for batch in (80,) if given.quick else (80, 256):
+        rows += [natural(batch, solver) for solver in ("plain gradient", "gram", "cg")]
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows.append({"what": "host process, compilation included", "peak_bytes": peak})
+    print(f"host process, compilation included: {peak / 1e6:,.0f} MB")
+    on_device = jax.devices()[0].memory_stats()
+    if on_device:
+        rows.append({"what": "device", "peak_bytes": on_device["peak_bytes_in_use"]})
+    harness.write(given.json, "python -m benchmarks.memory", rows)
+
+
+if __name__ == "__main__":
+    keep_pages()
+    main()
