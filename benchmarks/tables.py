@@ -55,16 +55,72 @@ def natural_gradient(rows: list[Row]) -> str:
     return markdown(["network, batch", "", "ms", "plain gradients", "residual"], body)
 
 
-TABLES: dict[str, Callable[[list[Row]], str]] = {
-    "natural_gradient": natural_gradient,
-    "recurrence": recurrence,
+def budget(rows: list[Row]) -> str:
+    """Steps a second of the program and of its parts alone."""
+    names = ["whole", "environment", "acting", "learning", "allowed"]
+    body = []
+    for row in rows:
+        if row["part"] == "budget":
+            rates, share = row["steps_per_second"], row["share_of_allowed"]
+            size = f"{row['environments']} × {row['rollout_length']}"
+            body.append(
+                [
+                    f"{row['game']}, {row['algorithm']}, {size}",
+                    *(f"{rates[name]:,.0f}" for name in names),
+                    f"{share['median']:.2f} ({share['low']:.2f} – {share['high']:.2f})",
+                ]
+            )
+    return markdown(["", *names, "share of allowed"], body)
+
+
+def peers(rows: list[Row]) -> str:
+    body = []
+    for row in rows:
+        if row["part"] == "peers":
+            quicker = row["times_as_fast"]
+            body.append(
+                [
+                    f"{row['game']}, {row['environments']} × {row['rollout_length']}",
+                    *(
+                        f"{x['median']:,.0f} ({x['low']:,.0f} – {x['high']:,.0f})"
+                        for x in row["steps_per_second"].values()
+                    ),
+                    f"{quicker['median']:.2f} ({quicker['low']:.2f} – {quicker['high']:.2f})",
+                ]
+            )
+    return markdown(["A2C", "jaxsoft", "stable-baselines3", "times as fast"], body)
+
+
+def scaling(rows: list[Row]) -> str:
+    body = []
+    for row in rows:
+        if row["part"].startswith("scaling"):
+            rate = row["steps_per_second"]
+            size = f"{row['seeds']} × {row['environments']} × {row['rollout_length']}"
+            body.append(
+                [
+                    f"{row['game']}, {row['part'].removeprefix('scaling: ')}",
+                    size,
+                    f"{rate['median']:,.0f} ({rate['low']:,.0f} – {rate['high']:,.0f})",
+                ]
+            )
+    return markdown(["A2C", "seeds × environments × steps", "steps/s"], body)
+
+
+# The name of a section of the page -> the file of results, and what makes a table of it.
+TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
+    "natural_gradient": ("natural_gradient", natural_gradient),
+    "recurrence": ("recurrence", recurrence),
+    "training_budget": ("training_throughput_cpu", budget),
+    "training_peers": ("training_throughput_cpu", peers),
+    "training_scaling": ("training_throughput_cpu", scaling),
 }
 
 
 def filled(text: str) -> str:
     """The page with every `<!-- table: NAME -->` section made anew."""
-    for name, table in TABLES.items():
-        result = json.loads((RESULTS / f"{name}.json").read_text())
+    for name, (file, table) in TABLES.items():
+        result = json.loads((RESULTS / f"{file}.json").read_text())
         machine = result["machine"]
         source = (
             f"`{result['command']}`, {machine['processor']}, JAX {machine['jax']}, "
