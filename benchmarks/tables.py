@@ -60,7 +60,7 @@ def budget(rows: list[Row]) -> str:
     names = ["whole", "environment", "acting", "learning", "allowed"]
     body = []
     for row in rows:
-        if row["part"] == "budget":
+        if row.get("part", "budget") == "budget":
             rates, share = row["steps_per_second"], row["share_of_allowed"]
             size = f"{row['environments']} × {row['rollout_length']}"
             body.append(
@@ -73,47 +73,11 @@ def budget(rows: list[Row]) -> str:
     return markdown(["", *names, "share of allowed"], body)
 
 
-def peers(rows: list[Row]) -> str:
-    body = []
-    for row in rows:
-        if row["part"] == "peers":
-            quicker = row["times_as_fast"]
-            body.append(
-                [
-                    f"{row['game']}, {row['environments']} × {row['rollout_length']}",
-                    *(
-                        f"{x['median']:,.0f} ({x['low']:,.0f} – {x['high']:,.0f})"
-                        for x in row["steps_per_second"].values()
-                    ),
-                    f"{quicker['median']:.2f} ({quicker['low']:.2f} – {quicker['high']:.2f})",
-                ]
-            )
-    return markdown(["A2C", "jaxsoft", "stable-baselines3", "times as fast"], body)
-
-
-def scaling(rows: list[Row]) -> str:
-    body = []
-    for row in rows:
-        if row["part"].startswith("scaling"):
-            rate = row["steps_per_second"]
-            size = f"{row['seeds']} × {row['environments']} × {row['rollout_length']}"
-            body.append(
-                [
-                    f"{row['game']}, {row['part'].removeprefix('scaling: ')}",
-                    size,
-                    f"{rate['median']:,.0f} ({rate['low']:,.0f} – {rate['high']:,.0f})",
-                ]
-            )
-    return markdown(["A2C", "seeds × environments × steps", "steps/s"], body)
-
-
 # The name of a section of the page -> the file of results, and what makes a table of it.
 TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "natural_gradient": ("natural_gradient", natural_gradient),
     "recurrence": ("recurrence", recurrence),
     "training_budget": ("training_throughput_cpu", budget),
-    "training_peers": ("training_throughput_cpu", peers),
-    "training_scaling": ("training_throughput_cpu", scaling),
 }
 
 

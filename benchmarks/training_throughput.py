@@ -162,7 +162,8 @@ def parts(size: Size) -> Sides:
             state, metrics = one.update(state, rollout, key)
             return state, metrics["loss"]
 
-        return jax.lax.scan(update, state, jax.random.split(key, size.updates))[1]
+        # The state, too: where nothing takes it, one update alone would not be carried out.
+        return jax.lax.scan(update, state, jax.random.split(key, size.updates))
 
     key = jax.random.key(0)
     return {
