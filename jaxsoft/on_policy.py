@@ -207,7 +207,7 @@ def gradient_of(step_loss: StepLoss, *, through_last: bool = True) -> Gradient:
                 return heads(network, p, rollout.observation, objective)
             starts = heads(network, p, rollout.observation[:-1], objective)
             last = heads(network, params, rollout.observation[-1:], objective)
-            return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), starts, last)
+            return Heads(*(jnp.concatenate(pair) for pair in zip(starts, last, strict=True)))
 
         def loss(p: Params) -> tuple[Array, Heads]:
             at = heads_of(p)
