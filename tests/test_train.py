@@ -640,7 +640,7 @@ def test_a_video_that_cannot_be_is_refused_before_training(video, message, tmp_p
 
 def test_a_video_shows_a_whole_game(tmp_path, capsys):
     video = tmp_path / "videos" / "game.gif"
-    words = "--game CartPole-v1 --algorithm damped_q --steps 32 --num-envs 2 --rollout-length 4"
+    words = "--game CartPole-v1 --algorithm a2c --steps 32 --num-envs 2 --rollout-length 4"
     assert run(tmp_path / "run", *words.split(), "--hidden", "4", "--video", str(video)) == 0
     found = re.search(r"game\.gif: a game of (\d+) steps, return (\d+)", capsys.readouterr().out)
     steps, score = map(int, found.groups())
