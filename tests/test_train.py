@@ -683,7 +683,12 @@ def test_a_comparison(tmp_path, capsys, recompiled_never):
     assert "All preconditions hold" in text
     with Image.open(out / "curve.png") as image:
         image.load()
-    # The same command goes on, and another one does not.
+    # The same command goes on, which here is to say it again; another one does not.
+    before = {name: (out / name / "metrics.csv").read_bytes() for name in ("soft_q", "a2c")}
+    with calls(lambda number, state: pytest.fail("called")):
+        assert compare.main(words) == 0
+    assert printed_rows(capsys.readouterr().out) == rows
+    assert {name: (out / name / "metrics.csv").read_bytes() for name in before} == before
     assert compare.main([*words, "--seeds", "1"]) == 2
     assert "--seeds 1: the run there has 0 1" in capsys.readouterr().err
 
