@@ -13,6 +13,7 @@ Peers: stable-baselines3's A2C on the same EnvPool game, where it is installed; 
 pass over each rollout in one batch.
 """
 
+import functools
 import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ import optax
 from benchmarks import harness
 from jaxsoft import environments, networks, off_policy, on_policy
 from jaxsoft.environments import EnvPool
-from jaxsoft.launch import keep_pages
+from jaxsoft.launch import compiler_options, keep_pages
 from jaxsoft.learner import Learner
 from jaxsoft.loop import GraphLoop, initial
 
@@ -129,8 +130,9 @@ def parts(size: Size) -> Sides:
     alone, one = pool(size), learner(size)
     environment, step = alone.reset()
     steps = size.updates * size.length
+    compiled = functools.partial(jax.jit, compiler_options=compiler_options())
 
-    @jax.jit
+    @compiled
     def emulate(environment: Any, key: Any) -> Any:
         def step(environment: Any, key: Any) -> Any:
             action = jax.random.randint(key, alone.batch_shape, 0, alone.num_actions)
@@ -145,18 +147,21 @@ def parts(size: Size) -> Sides:
     observation = jnp.asarray(step.observation[0])
     state = jax.tree.map(lambda x: x[0], initial(one, (0,)).learner)
 
-    @jax.jit
+    @compiled
     def act(state: Any, observation: Any, key: Any) -> Any:
         def step(total: Any, key: Any) -> Any:
             # The action of a step goes into the next observation: nothing can be hoisted.
             seen = observation + (total > 10**9).astype(observation.dtype)
             keys = jax.random.split(key, size.num_envs)
-            return total + one.act(state, seen, keys).sum(), None
+            if one.act_and_keep is None:
+                return total + one.act(state, seen, keys).sum(), None
+            action, kept = one.act_and_keep(state, seen, keys)
+            return total + action.sum(), kept
 
         zero = jnp.zeros((), jnp.int32)
-        return jax.lax.scan(step, zero, jax.random.split(key, steps))[0]
+        return jax.lax.scan(step, zero, jax.random.split(key, steps))
 
-    @jax.jit
+    @compiled
     def learn(state: Any, rollout: Any, key: Any) -> Any:
         def update(state: Any, key: Any) -> Any:
             state, metrics = one.update(state, rollout, key)

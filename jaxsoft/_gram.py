@@ -28,6 +28,8 @@ from jax import Array, lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.typing import DTypeLike
 
+from jaxsoft import _convolution
+
 Params = Any
 _Env: TypeAlias = dict[Var, Array]
 
@@ -191,7 +193,9 @@ def _match(eqn: JaxprEqn, view: Var, size: int) -> _Use | None:
         case "dot_general":
             free, start = _dot_axes(eqn)
             pairs = [(start[1 - side] + i, axis) for i, axis in enumerate(free[1 - side])]
-        case "conv_general_dilated" if side == 1 and params["batch_group_count"] == 1:
+        case "conv_general_dilated" | _convolution.NAME if (
+            side == 1 and params["batch_group_count"] == 1
+        ):
             numbers = params["dimension_numbers"]
             pairs = [(numbers.out_spec[0], numbers.lhs_spec[0])]
         case "broadcast_in_dim":
@@ -226,7 +230,9 @@ def _use_gram(use: _Use, x: Array | None, delta: Array) -> Array:
             places = _rest(delta.ndim, blocks, use.rows, own)
             delta = _merge(delta, blocks, use.rows, places, own)
             return _outer_gram(x.astype(delta.dtype), delta)
-        case "conv_general_dilated" if x is not None and params["feature_group_count"] == 1:
+        case "conv_general_dilated" | _convolution.NAME if (
+            x is not None and params["feature_group_count"] == 1
+        ):
             out = params["dimension_numbers"].out_spec
             window = [_struct(use.view).shape[i] for i in params["dimension_numbers"].rhs_spec[2:]]
             x = _patches(x.astype(delta.dtype), params, [delta.shape[i] for i in out[2:]], window)

@@ -29,11 +29,14 @@ class Learner(NamedTuple):
       act: (state, observations [N, ...], keys [N]) -> actions [N]; a key an environment.
       update: (state, rollout, key) -> (state, metrics), metrics being means over the gradient
         steps taken and their number, "updates"; with 0 updates the others do not count.
+      act_and_keep: as `act`, and a tree of arrays that `update` can use: the rollout's `kept`,
+        with time stacked before. A loop may do without.
     """
 
     init: Callable[[Array], Any]
     act: Callable[[Any, Array, Array], Array]
     update: Callable[[Any, Rollout, Array], tuple[Any, Metrics]]
+    act_and_keep: Callable[[Any, Array, Array], tuple[Array, Any]] | None = None
 
 
 class Trained(NamedTuple):

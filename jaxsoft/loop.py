@@ -17,6 +17,7 @@ from jax import Array
 
 from jaxsoft import _checks
 from jaxsoft.environments import Environment, HostEnvPool, Step, interpret
+from jaxsoft.launch import compiler_options
 from jaxsoft.learner import Learner, Metrics
 from jaxsoft.rollout import Finished, Games, Rollout, assemble, no_games, score
 
@@ -111,8 +112,11 @@ class GraphLoop:
         self.length = _checks.count("GraphLoop", "length", length)
         self.batch_shape = environment.batch_shape
         # The number of updates is data: a shorter last call compiles nothing anew.
-        self._run = jax.jit(self._updates, donate_argnums=0)
-        self._collected = jax.jit(lambda state, actors: self._collect(state, actors)[:2])
+        options = compiler_options()
+        self._run = jax.jit(self._updates, donate_argnums=0, compiler_options=options)
+        self._collected = jax.jit(
+            lambda state, actors: self._collect(state, actors)[:2], compiler_options=options
+        )
 
     @property
     def steps_per_update(self) -> int:
@@ -156,15 +160,18 @@ class GraphLoop:
     def _collect(self, state: TrainState, actors: Actors) -> tuple[Actors, Rollout, Finished]:
         def step(carry: tuple[Any, Step], keys: Array) -> tuple[tuple[Any, Step], Any]:
             environment, now = carry
-            action = _act(self.learner, self.batch_shape, state, now.observation, keys)
+            action, kept = _act(
+                self.learner, self.batch_shape, state, now.observation, keys, keep=True
+            )
             environment, then = self.environment.step(environment, action)
-            return (environment, then), (action, then)
+            return (environment, then), (action, then, kept)
 
-        (environment, last), (action, steps) = jax.lax.scan(
+        (environment, last), (action, steps, kept) = jax.lax.scan(
             step, (actors.environment, actors.step), _keys_of_steps(state.key, self.length)
         )
         games, finished = score(actors.games, steps)
-        return Actors(environment, last, games), assemble(actors.step, action, steps), finished
+        rollout = assemble(actors.step, action, steps, kept)
+        return Actors(environment, last, games), rollout, finished
 
 
 class HostLoop:
@@ -200,11 +207,14 @@ class HostLoop:
         self.batch_shape = (pools[0].batch_shape[0], ends[-1])
         self._parts = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         self._keys = jax.jit(lambda key: _keys_of_steps(key, self.length))
-        self._act = jax.jit(self._act_for, static_argnames="part")
+        options = compiler_options()
+        self._act = jax.jit(self._act_for, static_argnames="part", compiler_options=options)
         self._interpret = jax.jit(interpret)
         self._assemble = jax.jit(self._assembled)
         self._learn = jax.jit(
-            lambda state, rollout: _learn(learner, state, rollout, in_turn), donate_argnums=0
+            lambda state, rollout: _learn(learner, state, rollout, in_turn),
+            donate_argnums=0,
+            compiler_options=options,
         )
 
     @property
@@ -262,7 +272,7 @@ class HostLoop:
     def _act_for(
         self, state: TrainState, observation: Array, keys: Array, part: tuple[int, int]
     ) -> Array:
-        return _act(self.learner, self.batch_shape, state, observation, keys, slice(*part))
+        return _act(self.learner, self.batch_shape, state, observation, keys, slice(*part))[0]
 
     @staticmethod
     def _assembled(
@@ -298,13 +308,20 @@ def _act(
     observation: Array,
     key: Array,
     part: slice = slice(None),
-) -> Array:
-    """Actions [S, n] of a part of the environments, which no other part has an influence on."""
+    *,
+    keep: bool = False,
+) -> tuple[Array, Any]:
+    """Actions [S, n] of a part of the environments, which no other part has an influence on.
+
+    And what the learner keeps of them, if it is to and does.
+    """
     seeds, environments = batch_shape
 
-    def one(state: Any, observation: Array, key: Array) -> Array:
-        keys = jax.random.split(key, environments)
-        return learner.act(state, observation, keys[part])
+    def one(state: Any, observation: Array, key: Array) -> tuple[Array, Any]:
+        keys = jax.random.split(key, environments)[part]
+        if keep and learner.act_and_keep is not None:
+            return learner.act_and_keep(state, observation, keys)
+        return learner.act(state, observation, keys), None
 
     return over_seeds(one, seeds, [0, 0, 0])(state.learner, observation, key)  # type: ignore[no-any-return]
 

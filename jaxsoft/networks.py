@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from jaxsoft import _checks
+from jaxsoft._convolution import convolve
 
 __all__ = ["MLP", "ActorCritic", "Conv", "NatureCNN", "QNetwork", "torso_for"]
 
@@ -27,10 +28,10 @@ orthogonal = nn.initializers.orthogonal
 class Conv(nn.Module):
     """A convolution without padding, channels last, [N, H, W, C] -> [N, H', W', features].
 
-    On a CPU it is computed as a sum of matrix products, one per offset of the kernel, after the
-    stride has been moved into the channels: XLA's own convolution uses one core there, and its
-    gradient falls to a naive loop inside `scan`. Elsewhere it is the native convolution. The
-    kernel is [k, k, C, features] either way, so that parameters move between devices.
+    On a CPU the stride is moved into the channels first, and the gradients are written in the one
+    form that XLA computes well there, inside loops as outside (`jaxsoft._convolution`). Elsewhere
+    it is the native convolution. The kernel is [k, k, C, features] either way, so that parameters
+    move between devices.
 
     Attributes:
       features: output channels.
@@ -62,7 +63,7 @@ class Conv(nn.Module):
         b = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, w, b = x.astype(self.dtype), w.astype(self.dtype), b.astype(self.dtype)
         native = jax.default_backend() != "cpu" if self.native is None else self.native
-        y = _native(x, w, s) if native else _shifted_products(x, w, s)
+        y = _native(x, w, s) if native else _channels_last(x, w, s)
         return y + b[None, None, None]
 
 
@@ -72,7 +73,7 @@ def _native(x: Array, w: Array, stride: int) -> Array:
     )
 
 
-def _shifted_products(x: Array, w: Array, stride: int) -> Array:
+def _channels_last(x: Array, w: Array, stride: int) -> Array:
     k, channels, features = w.shape[0] // stride, w.shape[2], w.shape[3]
     n, height, width = x.shape[0], x.shape[1] // stride, x.shape[2] // stride
     x = x[:, : height * stride, : width * stride]
@@ -80,9 +81,7 @@ def _shifted_products(x: Array, w: Array, stride: int) -> Array:
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height, width, stride * stride * channels)
     w = w.reshape(k, stride, k, stride, channels, features)
     w = w.transpose(0, 2, 1, 3, 4, 5).reshape(k, k, stride * stride * channels, features)
-    rows, columns = height - k + 1, width - k + 1
-    shifts = [(i, j) for i in range(k) for j in range(k)]
-    return sum(jnp.dot(x[:, i : i + rows, j : j + columns], w[i, j]) for i, j in shifts)  # type: ignore[return-value]
+    return convolve(x, w)
 
 
 class NatureCNN(nn.Module):

@@ -13,7 +13,7 @@ they are functions from parameters to a step. Either kind can be a function of y
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import optax
 from jax import Array
 
 import jaxsoft
-from jaxsoft import _checks, losses
+from jaxsoft import _checks, _reuse, losses
 from jaxsoft.learner import Learner, Metrics, NetworkFn, Params, Trained, descend
 from jaxsoft.rollout import Rollout
 
@@ -87,7 +87,11 @@ Gradient = Callable[[NetworkFn, Params, Rollout, Objective], tuple[Params, Metri
 
 def heads(network: NetworkFn, params: Params, observation: Array, objective: Objective) -> Heads:
     """What the network says, completed: Q from (V, π), or V and π from Q."""
-    out = network(params, observation)
+    return completed(network(params, observation), objective)
+
+
+def completed(out: Any, objective: Objective) -> Heads:
+    """All of the heads from a network's output at the same states."""
     tau, log_prior = objective.tau, objective.log_prior
     if isinstance(out, tuple):
         v, log_pi = out
@@ -202,18 +206,23 @@ def gradient_of(step_loss: StepLoss, *, through_last: bool = True) -> Gradient:
     def gradient(
         network: NetworkFn, params: Params, rollout: Rollout, objective: Objective
     ) -> tuple[Params, Metrics]:
-        def heads_of(p: Params) -> Heads:
-            if through_last:
-                return heads(network, p, rollout.observation, objective)
-            starts = heads(network, p, rollout.observation[:-1], objective)
-            last = heads(network, params, rollout.observation[-1:], objective)
-            return Heads(*(jnp.concatenate(pair) for pair in zip(starts, last, strict=True)))
+        observation, kept = rollout.observation, rollout.kept
+        ends: tuple[Heads, ...] = ()
+        if not through_last:
+            ends = (heads(network, params, observation[-1:], objective),)
+            observation = observation[:-1]
+        if kept and not through_last:
+            out, pull = _reuse.pullback(network, params, observation, kept)
+        else:
+            out, pull = jax.vjp(lambda p: network(p, observation), params)
 
-        def loss(p: Params) -> tuple[Array, Heads]:
-            at = heads_of(p)
+        def loss(out: Any) -> tuple[Array, Heads]:
+            parts = completed(out, objective), *ends
+            at = Heads(*(jnp.concatenate(states) for states in zip(*parts, strict=True)))
             return _mean(step_loss(at, rollout, objective), rollout.weight), at
 
-        (value, at), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, at), cotangents = jax.value_and_grad(loss, has_aux=True)(out)
+        [gradients] = pull(cotangents)
         return gradients, {"loss": value} | _describe(at, rollout, objective)
 
     return gradient
@@ -338,9 +347,9 @@ def learner(
             "one of the two",
             "`algorithm` gives per-step losses, `gradient` a direction.",
         )
+    bootstraps = algorithm in ALGORITHMS.values() and algorithm not in _RESIDUAL
     if algorithm is not None:
         # Of a loss of the user's own nothing is known.
-        bootstraps = algorithm in ALGORITHMS.values() and algorithm not in _RESIDUAL
         gradient = gradient_of(algorithm, through_last=not bootstraps)
     assert gradient is not None
     direction = gradient
@@ -350,8 +359,11 @@ def learner(
         return Trained(params, optimiser.init(params))
 
     def act(state: Trained, observation: Array, keys: Array) -> Array:
-        log_pi = heads(network, state.params, observation, objective).log_pi
-        return jax.vmap(jaxsoft.sample_actions)(keys, log_pi)
+        return _sampled(heads(network, state.params, observation, objective), keys)
+
+    def act_and_keep(state: Trained, observation: Array, keys: Array) -> tuple[Array, Any]:
+        out, kept = _reuse.kept(network, state.params, observation)
+        return _sampled(completed(out, objective), keys), kept
 
     def update(state: Trained, rollout: Rollout, key: Array) -> tuple[Trained, Metrics]:
         del key
@@ -359,7 +371,11 @@ def learner(
         state, step = descend(optimiser, state, gradients)
         return state, metrics | step | {"updates": jnp.ones(())}
 
-    return Learner(init, act, update)
+    return Learner(init, act, update, act_and_keep if bootstraps else None)
+
+
+def _sampled(at: Heads, keys: Array) -> Array:
+    return jax.vmap(jaxsoft.sample_actions)(keys, at.log_pi)
 
 
 def _advantages(at: Heads, rollout: Rollout, objective: Objective, kl: Array) -> Array:

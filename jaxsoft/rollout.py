@@ -5,7 +5,7 @@ Time is axis 0, as everywhere; the axes of the environments follow.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class Rollout(NamedTuple):
       truncated: a time limit: bootstrap from the next observation, then cut, [T, N] bool.
       weight: 1, or 0 where an auto-reset made this no transition, [T, N].
       reset: whether a whole game starts at the T + 1 states [T+1, N] bool.
+      kept: what the learner kept while it acted, a tree of [T, ...]; `None` where it did not.
     """
 
     observation: Array
@@ -37,6 +38,7 @@ class Rollout(NamedTuple):
     truncated: Array
     weight: Array
     reset: Array
+    kept: Any = None
 
     def discount(self, gamma: ArrayLike) -> Array:
         """γ, or 0 at a termination, [T, N]."""
@@ -48,7 +50,7 @@ class Rollout(NamedTuple):
         return self.terminated | self.truncated | (self.weight == 0)
 
 
-def assemble(start: Step, action: Array, steps: Step) -> Rollout:
+def assemble(start: Step, action: Array, steps: Step, kept: Any = None) -> Rollout:
     """A rollout of what was seen at its start, the actions [T, ...] and the steps that followed."""
 
     def states(first: Array, rest: Array) -> Array:
@@ -62,6 +64,7 @@ def assemble(start: Step, action: Array, steps: Step) -> Rollout:
         truncated=steps.truncated,
         weight=(~steps.first).astype(steps.reward.dtype),
         reset=states(start.reset, steps.reset),
+        kept=kept,
     )
 
 

@@ -41,6 +41,11 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-10, of: Any =
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * size, strict=True)
 
 
+def assert_trees_close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
+    """`assert_close`, leaf by leaf."""
+    jax.tree.map(lambda a, b: assert_close(a, b, tolerance), actual, expected)
+
+
 def assert_differs(actual: Any, expected: Any, by: float = 1e-3) -> None:
     """Some entry is off by more than `by` times the largest one."""
     actual, expected = np.asarray(actual), np.asarray(expected)

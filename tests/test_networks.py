@@ -13,7 +13,7 @@ from jaxsoft.networks import MLP, ActorCritic, Conv, NatureCNN, QNetwork, torso_
 
 A = 5
 ROOT_2 = np.sqrt(2)
-WAYS = pytest.mark.parametrize("native", [False, True], ids=["products", "native"])
+WAYS = pytest.mark.parametrize("native", [False, True], ids=["channels_last", "native"])
 SMALL = (2, 36, 40)  # an image of which NatureCNN leaves 1 × 1
 
 
@@ -108,7 +108,7 @@ def convolutions(draw):
 @example((2, 6, 4, 1, 1, 2, 1))
 @example((3, 5, 5, 5, 1, 2, 2))
 @given(convolutions())
-def test_products_are_a_convolution(sizes):
+def test_conv_is_a_convolution(sizes):
     assert_convolves(False, *sizes)
 
 

@@ -16,6 +16,7 @@ PACKAGE = Path(jaxsoft.__file__).parent
 # Nothing of these may depend on the training side, and each only on those before it.
 CORE = [
     "_checks",
+    "_convolution",
     "_gram",
     "_trees",
     "boltzmann",
@@ -27,7 +28,8 @@ CORE = [
 ]
 ARROWS = {
     "_checks": set(),
-    "_gram": set(),
+    "_convolution": set(),
+    "_gram": {"_convolution"},
     "_trees": set(),
     "boltzmann": {"_checks"},
     "returns": {"_checks", "boltzmann"},
@@ -37,6 +39,7 @@ ARROWS = {
     "equivalence": {"_checks", "_trees", "boltzmann", "returns", "losses"},
 }
 TRAINING = {
+    "_reuse",
     "checkpoint",
     "environments",
     "launch",

@@ -1,0 +1,166 @@
+"""Forward passes that are made once: kept when a policy acts, put back in when it learns.
+
+What costs in a forward pass are its products of parameters and data. `kept` runs a network and
+hands them out as well; `recalled` runs it with the products given, so that only what lies between
+them is computed anew, and yet its derivatives are those of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+
+from jaxsoft import _convolution
+
+__all__ = ["kept", "pullback", "recalled"]
+
+# Terms of the sums that a product's numbers are: with fewer, to keep them takes longer.
+_WORTH_KEEPING = 128
+# Bytes of products that are taken back through a network at once: what a core's share of the
+# last cache holds. 80 images of Atari are 7 MB.
+_BLOCK = 2**23
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
+
+
+def kept(network: Callable[..., Any], params: Any, data: Any) -> tuple[Any, list[Array]]:
+    """`network(params, data)`, and the products in it that depend on the data.
+
+    Products inside loops, conditions and functions with derivatives of their own are not kept.
+    """
+    products: list[Array] = []
+
+    def keep(product: Array) -> Array:
+        products.append(product)
+        return product
+
+    return _evaluate(network, params, data, keep), products
+
+
+def recalled(network: Callable[..., Any], params: Any, data: Any, products: Sequence[Array]) -> Any:
+    """`network(params, data)` from the products that `kept` gave for the same arguments.
+
+    Their values are taken for granted; derivatives go through them as if they had been computed.
+    """
+    values = iter(products)
+    return _evaluate(network, params, data, lambda product: _valued(product, next(values)))
+
+
+def pullback(
+    network: Callable[..., Any],
+    params: Any,
+    data: Any,
+    products: Sequence[Array],
+) -> tuple[Any, Callable[[Any], tuple[Any]]]:
+    """As `jax.vjp`, of the parameters: outputs [T, ...], and cotangents of them -> (of `params`,).
+
+    The cotangents are pulled back in blocks, so that what lies between the layers fits a cache.
+
+    Args:
+      network: (params, data) -> outputs.
+      params: any tree.
+      data: [T, ...].
+      products: as `kept` gave them at each of T times, stacked.
+    """
+    length = jax.tree.leaves(data)[0].shape[0]
+    room = length * _BLOCK // max(sum(x.nbytes for x in products), 1)
+    size = max((n for n in range(1, length + 1) if length % n == 0 and n <= room), default=1)
+
+    def blocks(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
+
+    def outputs(params: Any, data: Any, products: Sequence[Array]) -> Any:
+        def one(data: Any, products: Sequence[Array]) -> Any:
+            return recalled(network, params, data, products)
+
+        return jax.vmap(one)(data, products)
+
+    def pull(cotangents: Any) -> tuple[Any]:
+        def add(total: Any, block: Any) -> tuple[Any, None]:
+            data, products, cotangents = block
+            _, transposed = jax.vjp(lambda p: outputs(p, data, products), params)
+            return jax.tree.map(jnp.add, total, transposed(cotangents)[0]), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return (jax.lax.scan(add, zeros, blocks((data, products, cotangents)))[0],)
+
+    return outputs(params, data, products), pull
+
+
+@jax.custom_jvp
+def _valued(computed: Array, value: Array) -> Array:
+    del computed
+    return value
+
+
+@_valued.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return primals[1], tangents[0]
+
+
+def _evaluate(
+    network: Callable[..., Any], params: Any, data: Any, meet: Callable[[Array], Array]
+) -> Any:
+    closed, shapes = jax.make_jaxpr(network, return_shape=True)(params, data)
+    leaves, rest = jax.tree.leaves(params), jax.tree.leaves(data)
+    given = [*((leaf, False) for leaf in leaves), *((leaf, True) for leaf in rest)]
+    outputs = _run(closed.jaxpr, closed.consts, given, meet)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [value for value, _ in outputs])
+
+
+def _run(
+    jaxpr: Jaxpr,
+    consts: Iterable[Any],
+    given: Sequence[tuple[Any, bool]],
+    meet: Callable[[Array], Array],
+) -> list[tuple[Any, bool]]:
+    """Evaluates, products of what depends on the data being met; pairs say whether a value does."""
+    constant = ((const, False) for const in consts)
+    env: dict[Any, tuple[Any, bool]] = dict(
+        zip([*jaxpr.constvars, *jaxpr.invars], [*constant, *given], strict=True)
+    )
+
+    def read(atom: Var | Literal) -> tuple[Any, bool]:
+        return (atom.val, False) if isinstance(atom, Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        pairs = [read(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        if name in _CALLS:
+            callee = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
+            body, inner = getattr(callee, "jaxpr", callee), getattr(callee, "consts", ())
+            env.update(zip(eqn.outvars, _run(body, inner, pairs, meet), strict=True))
+            continue
+        # By way of a program of one equation: those with derivatives of their own keep them.
+        alone = jaxpr.replace(
+            constvars=[],
+            invars=list(dict.fromkeys(a for a in eqn.invars if isinstance(a, Var))),
+            outvars=eqn.outvars,
+            eqns=[eqn],
+            debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
+        )
+        operands = [read(var)[0] for var in alone.invars]
+        results = jaxpr_as_fun(ClosedJaxpr(alone, []))(*operands)
+        depends = any(flag for _, flag in pairs)
+        if depends and _terms(eqn) >= _WORTH_KEEPING:
+            results = [meet(product) for product in results]
+        env.update((var, (x, depends)) for var, x in zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _terms(eqn: JaxprEqn) -> int:
+    """How many products are summed up in each number of the result, if that is what it is."""
+    shapes: list[Any] = [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
+    match eqn.primitive.name:
+        case "dot_general":
+            [contracted, _], _ = eqn.params["dimension_numbers"]
+            return math.prod([int(shapes[0][axis]) for axis in contracted])
+        case "conv_general_dilated" | _convolution.NAME:
+            features = eqn.params["dimension_numbers"].rhs_spec[0]
+            return math.prod([int(n) for n in shapes[1]]) // int(shapes[1][features])
+    return 0
