@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 SETUP := sh .ci/setup "$(VENV)" "$(PYTHON)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format docs hooks wheel constraints clean
+.PHONY: help run bench test test-slow lint format docs hooks wheel constraints clean
 
 help: ## Print the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,14 @@ help: ## Print the targets
 run: ## Set up, train soft Q and A2C on GAME for STEPS, compare
 	@$(SETUP) train
 	$(BIN)/python -m experiments.compare --game $(GAME) --steps $(STEPS) --out runs/$(GAME)-$(STEPS)
+
+bench: ## Measure, in ten minutes on two cores, and compare with the committed results
+	@$(SETUP) bench
+	$(BIN)/python -m benchmarks.gradient_throughput --json build/bench/gradient_throughput_cpu.json
+	$(BIN)/python -m benchmarks.natural_gradient --json build/bench/natural_gradient_cpu.json
+	$(BIN)/python -m benchmarks.training_throughput --json build/bench/training_throughput_cpu.json
+	$(BIN)/python -m benchmarks.memory --json build/bench/memory_cpu.json
+	$(BIN)/python -m benchmarks.regression build/bench
 
 test: lint ## Lint, check the format and the types, run the tests
 	$(BIN)/python -m pytest -n $(JOBS)

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxsoft
 from benchmarks import harness, natural_gradient
 from benchmarks.training_throughput import Size, learner, pool
 from jaxsoft.launch import keep_pages
@@ -74,28 +73,20 @@ def replay(transitions: int) -> list[Row]:
 
 
 def natural(batch: int, solver: str) -> Row:
-    frames = natural_gradient.frames(batch)
-    network = natural_gradient.NatureCNN()
-    params = jax.eval_shape(network.init, jax.random.key(0), frames)
-    actions = jnp.zeros(batch, jnp.int32)
-    advantage = jnp.ones(batch)
+    case = natural_gradient.Case("Nature CNN", batch)
 
-    def step(params: Any, frames: Any) -> Any:
-        def log_prob_fn(p: Any) -> Any:
-            return jaxsoft.take_action(network.apply(p, frames), actions)
+    def plain(params: Any) -> Any:
+        return jax.grad(lambda p: case.log_prob(p).mean())(params)
 
-        return jaxsoft.natural_gradient(log_prob_fn, params, advantage, damping=1e-2, solver=solver)
+    def step(params: Any) -> Any:
+        return case.step(params, solver, 1e-2, 100)
 
-    def plain(params: Any, frames: Any) -> Any:
-        def loss(p: Any) -> Any:
-            return jaxsoft.take_action(network.apply(p, frames), actions).mean()
-
-        return jax.grad(loss)(params)
-
-    function = plain if solver == "plain gradient" else step
-    must = 2 * nbytes(params) + frames.nbytes + (4 * batch**2 if solver == "gram" else 0)
-    compiled = jax.jit(function).lower(params, frames).compile()
-    return row(f"Nature CNN, batch {batch}: {solver}", must, held(compiled))
+    must = 2 * nbytes(case.params) + case.inputs.nbytes
+    must += 4 * batch**2 if solver == "gram" else 0
+    program = jax.jit(plain if solver == "plain gradient" else step)
+    # The batch is a constant of the program, which its arguments do not count.
+    peak = held(program.lower(case.params).compile()) + case.inputs.nbytes
+    return row(f"Nature CNN, batch {batch}: {solver}", must, peak)
 
 
 def main() -> None:

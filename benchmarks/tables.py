@@ -4,8 +4,10 @@ python -m benchmarks.tables [--check]
 """
 
 import argparse
+import itertools
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,20 +41,111 @@ def recurrence(rows: list[Row]) -> str:
     return markdown(["T × B, n", *names], body)
 
 
-def natural_gradient(rows: list[Row]) -> str:
+def spread(row: Row, name: str, digits: int) -> str:
+    median, low, high = (row[f"{name}_{key}"] for key in ("median", "low", "high"))
+    return f"{median:,.{digits}f} ({low:,.{digits}f} – {high:,.{digits}f})"
+
+
+def natural_cost(rows: list[Row]) -> str:
+    head = ["network, parameters, batch", "", "ms", "plain gradients", "residual"]
+    return markdown(head, [natural_row(row) for row in rows if row["part"] == "cost"])
+
+
+def natural_damping(rows: list[Row]) -> str:
+    head = ["network, parameters, batch", "", "ms", "plain gradients", "residual", "iterations"]
+    body = [
+        [*natural_row(row), str(row["iterations"]) if row["side"].startswith("cg") else ""]
+        for row in rows
+        if row["part"] == "damping"
+    ]
+    return markdown(head, body)
+
+
+def natural_row(row: Row) -> list[str]:
+    return [
+        f"{row['network']}, {row['parameters']:,}, {row['batch']}",
+        row["side"],
+        f"{row['median_us'] / 1e3:,.1f}",
+        spread(row, "plain_gradients", 1),
+        f"{row['residual']:.0e}" if "residual" in row else "",
+    ]
+
+
+def natural_descent(rows: list[Row]) -> str:
+    body = [
+        [
+            f"{row['network']}, {row['parameters']:,}, {row['batch']}",
+            row["side"],
+            f"{row['median_us'] / 1e3:,.1f}",
+            str(row["steps"]),
+            f"{row['loss_left']:.1e}",
+        ]
+        for row in rows
+        if row["part"] == "descent"
+    ]
+    return markdown(
+        ["network, parameters, batch", "", "ms a step", "steps", "of the loss is left"], body
+    )
+
+
+def losses(rows: list[Row]) -> str:
+    """How many times as long the other sides take: geometric means and extremes over the sizes."""
+    names = [name for name in dict.fromkeys(row["loss"] for row in rows) if "CNN" not in name]
+    names.remove("returns")
+    others = ["jax by hand", "rlax", "torch", "torch.compile"]
     body = []
-    for row in rows:
-        spread = f"{row['plain_gradients_low']:.1f} – {row['plain_gradients_high']:.1f}"
-        body.append(
-            [
-                f"{row['network']}, {row['batch']}",
-                row["side"],
-                f"{row['median_us'] / 1e3:,.1f}",
-                f"{row['plain_gradients_median']:.1f} ({spread})",
-                f"{row['residual']:.0e}" if "residual" in row else "",
-            ]
-        )
-    return markdown(["network, batch", "", "ms", "plain gradients", "residual"], body)
+    for name, dtype in itertools.product(names, ("float32", "bfloat16")):
+        here = [row for row in rows if row["loss"] == name and row["dtype"] == dtype]
+        cells = []
+        for side in others:
+            ratios = [row["to_jaxsoft"] for row in here if row["side"] == side]
+            mean = statistics.geometric_mean(ratios) if ratios else None
+            cells.append(f"{mean:.2f} ({min(ratios):.2f} – {max(ratios):.2f})" if mean else "–")
+        memory = [
+            1 / row["to_jaxsoft"]
+            for row in here
+            if row["side"] == "memory" and row["T"] * row["B"] >= 1 << 22
+        ]
+        body.append([f"{name}, {dtype}", *cells, f"{min(memory):.2f} – {max(memory):.2f}"])
+    return markdown(["", *others, "over memory"], body)
+
+
+def returns(rows: list[Row]) -> str:
+    here = [row for row in rows if row["loss"] == "returns"]
+    body = []
+    for ours, theirs in zip(here[::2], here[1::2], strict=True):
+        cells = [f"{x['median_us']:,.0f}" for x in (ours, theirs)]
+        body.append([f"{ours['T']} × {ours['B']}", *cells, f"{theirs['to_jaxsoft']:.1f}"])
+    return markdown(["T × B", "jaxsoft, µs", "rlax, µs", "times as long"], body)
+
+
+def network(rows: list[Row]) -> str:
+    body = [
+        [
+            f"{row['B']:,}",
+            row["side"],
+            f"{row['frames_per_second']:,.0f}",
+            f"{row['share_of_peak']:.0%}",
+            f"{row['to_jaxsoft']:.2f}",
+        ]
+        for row in rows
+        if "CNN" in row["loss"]
+    ]
+    head = ["batch", "", "frames/s", "share of peak", "times as long"]
+    return markdown(head, body)
+
+
+def memory(rows: list[Row]) -> str:
+    body = [
+        [
+            row["what"],
+            f"{row['must_bytes'] / 1e6:,.1f}" if "must_bytes" in row else "",
+            f"{row['peak_bytes'] / 1e6:,.1f}",
+            f"{row['ratio']:.2f}" if "ratio" in row else "",
+        ]
+        for row in rows
+    ]
+    return markdown(["MB", "must", "peak", "ratio"], body)
 
 
 def budget(rows: list[Row]) -> str:
@@ -60,7 +153,7 @@ def budget(rows: list[Row]) -> str:
     names = ["whole", "environment", "acting", "learning", "allowed"]
     body = []
     for row in rows:
-        if row.get("part", "budget") == "budget":
+        if row["part"] == "budget":
             rates, share = row["steps_per_second"], row["share_of_allowed"]
             size = f"{row['environments']} × {row['rollout_length']}"
             body.append(
@@ -73,11 +166,53 @@ def budget(rows: list[Row]) -> str:
     return markdown(["", *names, "share of allowed"], body)
 
 
+def peers(rows: list[Row]) -> str:
+    body = []
+    for row in rows:
+        if row["part"] == "peers":
+            quicker = row["times_as_fast"]
+            body.append(
+                [
+                    f"{row['game']}, {row['environments']} × {row['rollout_length']}",
+                    *(
+                        f"{x['median']:,.0f} ({x['low']:,.0f} – {x['high']:,.0f})"
+                        for x in row["steps_per_second"].values()
+                    ),
+                    f"{quicker['median']:.2f} ({quicker['low']:.2f} – {quicker['high']:.2f})",
+                ]
+            )
+    return markdown(["A2C", "jaxsoft", "stable-baselines3", "times as fast"], body)
+
+
+def scaling(rows: list[Row]) -> str:
+    body = []
+    for row in rows:
+        if row["part"].startswith("scaling"):
+            rate = row["steps_per_second"]
+            size = f"{row['seeds']} × {row['environments']} × {row['rollout_length']}"
+            body.append(
+                [
+                    f"{row['game']}, {row['part'].removeprefix('scaling: ')}",
+                    size,
+                    f"{rate['median']:,.0f} ({rate['low']:,.0f} – {rate['high']:,.0f})",
+                ]
+            )
+    return markdown(["A2C", "seeds × environments × steps", "steps/s"], body)
+
+
 # The name of a section of the page -> the file of results, and what makes a table of it.
 TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
-    "natural_gradient": ("natural_gradient", natural_gradient),
+    "losses": ("gradient_throughput_cpu", losses),
+    "memory": ("memory_cpu", memory),
+    "natural_cost": ("natural_gradient_cpu", natural_cost),
+    "natural_damping": ("natural_gradient_cpu", natural_damping),
+    "natural_descent": ("natural_gradient_cpu", natural_descent),
+    "network": ("gradient_throughput_cpu", network),
     "recurrence": ("recurrence", recurrence),
+    "returns": ("gradient_throughput_cpu", returns),
     "training_budget": ("training_throughput_cpu", budget),
+    "training_peers": ("training_throughput_cpu", peers),
+    "training_scaling": ("training_throughput_cpu", scaling),
 }
 
 

@@ -269,8 +269,8 @@ def main() -> None:
         sizes = [Size("Pong-v5", name, 16, 5, 4) for name in ON_POLICY]
         sizes += [Size("Pong-v5", name, 64, 32, 1) for name in ON_POLICY[:2]]
         sizes += [Size("Pong-v5", name, 8, 4, 8) for name in REPLAY]
-        sizes += [Size("Catch-v0", name, 16, 8, 200) for name in ON_POLICY]
-        sizes += [Size("Catch-v0", name, 8, 4, 200) for name in REPLAY]
+        sizes += [Size("Catch-v0", name, 16, 8, 200) for name in ("a2c", "soft_q", "natural_pg")]
+        sizes += [Size("Catch-v0", "dqn", 8, 4, 200)]
         rows += budget(sizes, 5)
         many = (8, 32, 128, 512)
         rows += scaling("environments", [Size("Pong-v5", "a2c", n, 5, 512 // n) for n in many], 3)

@@ -104,21 +104,10 @@ def policy_gradient(
 
     Correction: (79), (80) lack the bootstrap γⁿV(s_{t+n}).
     """
-    kl = boltzmann.kl_to_prior(log_pi, log_prior)
     return _actor_critic(
         "policy_gradient",
-        v,
-        log_pi,
-        a_tm1,
-        r_t,
-        discount_t,
-        tau,
-        kl,
-        n,
-        value_coef,
-        log_prior,
-        cut_t,
-    )
+        v, log_pi, a_tm1, r_t, discount_t, tau, n, value_coef, log_prior, cut_t, proper=True,
+    )  # fmt: skip
 
 
 def naive_policy_gradient(
@@ -143,7 +132,7 @@ def naive_policy_gradient(
     """
     return _actor_critic(
         "naive_policy_gradient",
-        v, log_pi, a_tm1, r_t, discount_t, tau, None, n, value_coef, log_prior, cut_t,
+        v, log_pi, a_tm1, r_t, discount_t, tau, n, value_coef, log_prior, cut_t, proper=False,
     )  # fmt: skip
 
 
@@ -219,10 +208,12 @@ def _soft_targets(
     cut_t: ArrayLike | None,
 ) -> Array:
     v = boltzmann.soft_value(q, tau, log_prior)
-    kl = boltzmann.kl_to_prior(boltzmann.log_policy(q, tau, log_prior), log_prior)
-    delta_t = returns.td_errors(r_t, discount_t, v[:-1], v[1:], kl[:-1], tau)
+    kl: Array | float = 0.0  # τKL is nothing at τ = 0, and by far the dearest part of it
+    if not (_checks.concrete(tau) and np.all(np.asarray(tau) == 0)):
+        kl = boltzmann.kl_to_prior(boltzmann.log_policy(q, tau, log_prior), log_prior)[:-1]
+    delta_t = returns.td_errors(r_t, discount_t, v[:-1], v[1:], kl, tau)
     advantage_t = returns.n_step_advantages(delta_t, discount_t, n, cut_t)
-    return returns.soft_q_targets(advantage_t, v[:-1], kl[:-1], tau)
+    return returns.soft_q_targets(advantage_t, v[:-1], kl, tau)
 
 
 def _actor_critic(
@@ -233,21 +224,21 @@ def _actor_critic(
     r_t: ArrayLike,
     discount_t: ArrayLike,
     tau: ArrayLike,
-    kl: Array | None,
     n: int,
     value_coef: ArrayLike,
     log_prior: ArrayLike | None,
     cut_t: ArrayLike | None,
+    *,
+    proper: bool,
 ) -> Array:
     v = _checks.states(function, "v", v, a_tm1)
     log_pi = _checks.states(function, "log_pi", log_pi, a_tm1)
-    return_kl = 0.0 if kl is None else kl[:-1]
-    delta_t = returns.td_errors(r_t, discount_t, v[:-1], v[1:], return_kl, tau)
+    starts, prior = log_pi[:-1], _prior_of_starts(log_prior, log_pi)
+    # The loss computes the same again, of the same operands: it is compiled once.
+    kl = boltzmann.kl_to_prior(starts, prior) if proper else 0.0
+    delta_t = returns.td_errors(r_t, discount_t, v[:-1], v[1:], kl, tau)
     advantage_t = returns.n_step_advantages(delta_t, discount_t, n, cut_t)
-    starts = log_pi[:-1]
-    policy = losses.policy_gradient_loss(
-        starts, a_tm1, advantage_t, tau, _prior_of_starts(log_prior, log_pi)
-    )
+    policy = losses.policy_gradient_loss(starts, a_tm1, advantage_t, tau, prior)
     value = losses.value_loss(v[:-1], v[:-1] + advantage_t)
     return policy + jnp.asarray(value_coef).astype(value.dtype) * value
 

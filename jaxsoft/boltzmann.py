@@ -63,6 +63,8 @@ def soft_value(q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None)
     Correction: (11) prints exp(q)/τ where exp(q/τ) is meant; (55) is an expectation over π̄.
     """
     args, dtype = _enter("soft_value", q, tau, log_prior)
+    if _checks.concrete(tau) and np.all(np.asarray(tau) == 0):
+        return _hard_value(*args)[..., 0].astype(dtype)
     return _soft_value(*args)[..., 0].astype(dtype)
 
 
@@ -265,10 +267,13 @@ class _Boltzmann(NamedTuple):
     log_pi: Array
 
 
+def _top(q: Array, log_prior: Array) -> Array:
+    return jnp.max(q, axis=-1, keepdims=True, where=log_prior > -jnp.inf, initial=-jnp.inf)
+
+
 def _boltzmann(q: Array, tau: Array, log_prior: Array) -> _Boltzmann:
-    allowed = log_prior > -jnp.inf
-    top = jnp.max(q, axis=-1, keepdims=True, where=allowed, initial=-jnp.inf)
-    gap = jnp.where(allowed, q, top) - top
+    top = _top(q, log_prior)
+    gap = jnp.where(log_prior > -jnp.inf, q, top) - top
     # A gap of 0 stays 0 at every temperature; any other is −∞ at τ = 0.
     scaled = jnp.where(gap < 0, jnp.where(gap < 0, gap, -1) / tau, 0)
     if log_prior.ndim == 0:
@@ -309,6 +314,21 @@ def _soft_value_jvp(
     kl = _expectation(pi, b.scaled) - (b.log_mass + b.log_mean)
     tangent = _expectation(pi, dq) - kl * dtau + tau * _expectation(pi, dlog_prior)
     return b.top + tau * (b.log_mass + b.log_mean), tangent
+
+
+@jax.custom_jvp
+def _hard_value(q: Array, tau: Array, log_prior: Array) -> Array:
+    """`_soft_value` at τ = 0, without the exponentials that nothing comes of there."""
+    del tau
+    return _top(q, log_prior)
+
+
+@_hard_value.defjvp
+def _hard_value_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    pi = jnp.exp(_log_policy(*primals))
+    return _hard_value(*primals), _expectation(pi, tangents[0])
 
 
 @jax.custom_jvp

@@ -402,7 +402,7 @@ def _take(
     index = jax.lax.broadcasted_iota(a.dtype, values.shape, values.ndim - 1)
     chosen = index == a[..., None]
     taken = jnp.sum(jnp.where(chosen, values, 0), axis=-1)
-    return jnp.where(jnp.any(chosen, axis=-1), taken, jnp.nan)
+    return jnp.where((a >= 0) & (a < values.shape[-1]), taken, jnp.nan)
 
 
 def _fixed(function: str, name: str, x: ArrayLike) -> Array:

@@ -22,15 +22,11 @@ def _as_users_compile() -> Iterator[None]:
 
 
 def test_a_gram_step_of_the_nature_cnn_costs_a_few_plain_gradients() -> None:
-    sides = natural_gradient.sides(
-        natural_gradient.NatureCNN(), natural_gradient.frames(80), iterations=0, dense=False
-    )
-    seconds = harness.measure(sides, repetitions=7)
-    assert harness.ratio(seconds, "gram", "plain gradient")["median"] < 6
-    assert harness.ratio(seconds, "K alone", "plain gradient")["median"] < 3
-    _, info = sides["gram"]()
-    assert info.residual < 1e-4
-    assert info.iterations == 0
+    case = natural_gradient.Case("Nature CNN", 80)
+    rows = {row["side"]: row for row in natural_gradient.cost([(case, 10, False)], 7)}
+    assert rows["gram"]["plain_gradients_median"] < 6
+    assert rows["K alone"]["plain_gradients_median"] < 3
+    assert rows["gram"]["residual"] < 1e-4
 
 
 @pytest.mark.parametrize(("length", "batch"), [(5, 16), (32, 256), (128, 256)])
