@@ -1,6 +1,6 @@
 """Value and gradient of the losses, a second; and of the whole network under them.
 
-    python -m benchmarks.gradient_throughput [--json FILE] [--quick]
+    python -m benchmarks.gradient_throughput [--json FILE] [--quick | --full]
 
 Each loss runs on a rollout of T transitions and B environments, differentiated with respect to what
 the network says, as jaxsoft has it and as its alternatives have: rlax, composed per trajectory and
@@ -233,7 +233,7 @@ def copy_rate(megabytes: int) -> float:
     return 2 * x.nbytes / min(seconds)
 
 
-def loss_rows(quick: bool) -> list[dict[str, Any]]:
+def loss_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
     lengths, batches, actions, repetitions = (5, 32, 128, 1024), (16, 256, 4096), (4, 18), 5
     dtypes: tuple[Any, ...] = (jnp.float32, jnp.bfloat16)
     if quick:
@@ -241,7 +241,8 @@ def loss_rows(quick: bool) -> list[dict[str, Any]]:
     rate = copy_rate(64 if quick else 256)
     rows = []
     for dtype, length, batch, count in itertools.product(dtypes, lengths, batches, actions):
-        if dtype == jnp.bfloat16 and length * batch >= 1 << 22 and jax.default_backend() == "cpu":
+        dear = dtype == jnp.bfloat16 and (count > ACTIONS or length * batch >= 1 << 22)
+        if dear and not full and jax.default_backend() == "cpu":
             continue  # a call of the other sides takes seconds there
         network, rollout = inputs(length, batch, count, dtype)
         for name, (wanted, forms) in LOSSES.items():
@@ -386,11 +387,12 @@ def geometric(rows: list[dict[str, Any]], side: str) -> str:
 
 def main() -> None:
     given = harness.arguments(__doc__.splitlines()[0])
-    rows = loss_rows(given.quick) + returns_rows(given.quick) + network_rows(given.quick)
+    rows = loss_rows(quick=given.quick, full=given.full)
+    rows += returns_rows(given.quick) + network_rows(given.quick)
     for side in dict.fromkeys(row["side"] for row in rows):
         if side != "jaxsoft":
             print(geometric(rows, side))
-    harness.write(given.json, "python -m benchmarks.gradient_throughput", rows)
+    harness.write(given, "gradient_throughput", rows)
 
 
 if __name__ == "__main__":

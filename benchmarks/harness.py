@@ -21,7 +21,9 @@ def arguments(description: str) -> argparse.Namespace:
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
-    parser.add_argument("--quick", action="store_true", help="few sizes, few repetitions")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="few sizes, few repetitions")
+    size.add_argument("--full", action="store_true", help="all sizes, as long as that takes")
     return parser.parse_args()
 
 
@@ -59,8 +61,12 @@ def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> dict[str, f
     return {"median": median, "low": low, "high": high}
 
 
-def write(path: Path | None, command: str, rows: list[dict[str, Any]]) -> None:
+def write(given: argparse.Namespace, module: str, rows: list[dict[str, Any]]) -> None:
+    """The results with the command and the machine, where `--json` says."""
+    path: Path | None = given.json
     if path is not None:
+        flags = [flag for flag in ("quick", "full") if getattr(given, flag)]
+        command = " ".join([f"python -m benchmarks.{module}", *(f"--{flag}" for flag in flags)])
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"command": command, "machine": machine(), "rows": rows}
         path.write_text(json.dumps(content, indent=1) + "\n")

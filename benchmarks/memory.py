@@ -1,6 +1,6 @@
 """What the compiled programs hold at their peak, against the bytes that they must.
 
-    python -m benchmarks.memory [--json FILE] [--quick]
+    python -m benchmarks.memory [--json FILE] [--quick | --full]
 
 Peak: arguments, results and temporaries of a program, as its compiler gives them, less what it
 updates in place. Must: for a rollout its frames, each once, and what else it records; for an update
@@ -104,7 +104,7 @@ def main() -> None:
     on_device = jax.devices()[0].memory_stats()
     if on_device:
         rows.append({"what": "device", "peak_bytes": on_device["peak_bytes_in_use"]})
-    harness.write(given.json, "python -m benchmarks.memory", rows)
+    harness.write(given, "memory", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What natural gradients cost, in plain gradients of the same batch, and what they gain.
 
-    python -m benchmarks.natural_gradient [--json FILE] [--quick]
+    python -m benchmarks.natural_gradient [--json FILE] [--quick | --full]
 
 Cost: networks, batches and sizes; the plain gradient is that of the mean of log π(a)Δ. `gram` and
 `cg` are whole steps, `K alone` the Gram matrix, `K from the Jacobian` the same without structure.
@@ -243,7 +243,7 @@ def main() -> None:
         )
         rows += damping([Case("MLP", 80), Case("Nature CNN", 80)], 3)
         rows += descent([Case("MLP", 80), Case("MLP", 512), Case("Nature CNN", 80)], 10, 5)
-    harness.write(given.json, "python -m benchmarks.natural_gradient", rows)
+    harness.write(given, "natural_gradient", rows)
 
 
 if __name__ == "__main__":

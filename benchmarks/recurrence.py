@@ -1,6 +1,6 @@
 """How to evaluate G_t = x_t + c_t G_{t+1} and its windows: every candidate, at every size.
 
-    python -m benchmarks.recurrence [--json FILE] [--quick]
+    python -m benchmarks.recurrence [--json FILE] [--quick | --full]
 
 The library takes the sequential scan on a CPU, an associative scan elsewhere, and doubling for
 windows (`jaxsoft.returns._suffix_sums`). The other candidates live here only.
@@ -138,7 +138,7 @@ def main() -> None:
                     f"   ({figures['low_us']:.1f} – {figures['high_us']:.1f})"
                     f"   {relative['median']:6.2f} × library"
                 )
-    harness.write(args.json, "python -m benchmarks.recurrence", rows)
+    harness.write(args, "recurrence", rows)
 
 
 if __name__ == "__main__":

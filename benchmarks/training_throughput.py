@@ -1,6 +1,6 @@
 """Environment steps per second of the training program: a budget, its scaling, its peers.
 
-    python -m benchmarks.training_throughput [--json FILE] [--quick]
+    python -m benchmarks.training_throughput [--json FILE] [--quick | --full]
 
 Budget: the program's parts are measured beside it, in turns. Environment: the emulators alone,
 stepped inside a compiled program with random actions. Acting: the network's forward pass and the
@@ -34,6 +34,7 @@ Sides = dict[str, Callable[[], Any]]
 Row = dict[str, Any]
 
 ON_POLICY = ("a2c", "soft_q", "a2c_naive", "pgq", "pcl", "nstep_soft_q", "damped_q", "natural_pg")
+BRIEFLY = ("a2c", "soft_q", "natural_pg")
 REPLAY = ("dqn", "soft_dqn_kl", "soft_dqn_entropy")
 
 
@@ -266,10 +267,11 @@ def main() -> None:
         rows += scaling("seeds", [Size("Catch-v0", "a2c", 16, 8, 100, s) for s in (1, 4)], 3)
     else:
         rows = peers([Size("Pong-v5", "a2c", 16, 5, 8), Size("Pong-v5", "a2c", 64, 32, 1)], 5)
-        sizes = [Size("Pong-v5", name, 16, 5, 4) for name in ON_POLICY]
-        sizes += [Size("Pong-v5", name, 64, 32, 1) for name in ON_POLICY[:2]]
-        sizes += [Size("Pong-v5", name, 8, 4, 8) for name in REPLAY]
-        sizes += [Size("Catch-v0", name, 16, 8, 200) for name in ("a2c", "soft_q", "natural_pg")]
+        several, replay = (ON_POLICY, REPLAY) if given.full else (BRIEFLY, REPLAY[:1])
+        sizes = [Size("Pong-v5", name, 16, 5, 4) for name in several]
+        sizes += [Size("Pong-v5", name, 64, 32, 1) for name in several[:2]]
+        sizes += [Size("Pong-v5", name, 8, 4, 8) for name in replay]
+        sizes += [Size("Catch-v0", name, 16, 8, 200) for name in BRIEFLY]
         sizes += [Size("Catch-v0", "dqn", 8, 4, 200)]
         rows += budget(sizes, 5)
         many = (8, 32, 128, 512)
@@ -278,7 +280,7 @@ def main() -> None:
         rows += scaling("steps an update", [Size("Pong-v5", "a2c", 16, t, 1) for t in long], 3)
         seeds = (1, 8, 32, 64)
         rows += scaling("seeds", [Size("Catch-v0", "a2c", 16, 8, 100, s) for s in seeds], 3)
-    harness.write(given.json, "python -m benchmarks.training_throughput", rows)
+    harness.write(given, "training_throughput", rows)
 
 
 if __name__ == "__main__":

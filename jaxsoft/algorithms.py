@@ -207,10 +207,8 @@ def _soft_targets(
     log_prior: ArrayLike | None,
     cut_t: ArrayLike | None,
 ) -> Array:
-    v = boltzmann.soft_value(q, tau, log_prior)
-    kl: Array | float = 0.0  # τKL is nothing at τ = 0, and by far the dearest part of it
-    if not (_checks.concrete(tau) and np.all(np.asarray(tau) == 0)):
-        kl = boltzmann.kl_to_prior(boltzmann.log_policy(q, tau, log_prior), log_prior)[:-1]
+    v, kl = boltzmann.value_and_kl(q, tau, log_prior)
+    kl = kl[:-1] if isinstance(kl, Array) else kl
     delta_t = returns.td_errors(r_t, discount_t, v[:-1], v[1:], kl, tau)
     advantage_t = returns.n_step_advantages(delta_t, discount_t, n, cut_t)
     return returns.soft_q_targets(advantage_t, v[:-1], kl, tau)

@@ -63,8 +63,6 @@ def soft_value(q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None)
     Correction: (11) prints exp(q)/τ where exp(q/τ) is meant; (55) is an expectation over π̄.
     """
     args, dtype = _enter("soft_value", q, tau, log_prior)
-    if _checks.concrete(tau) and np.all(np.asarray(tau) == 0):
-        return _hard_value(*args)[..., 0].astype(dtype)
     return _soft_value(*args)[..., 0].astype(dtype)
 
 
@@ -188,6 +186,23 @@ def sample_actions(key: Array, log_pi: ArrayLike) -> Array:
     return jax.random.categorical(key, log_pi.astype(dtype), axis=-1).astype(jnp.int32)
 
 
+def value_and_kl(
+    q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None
+) -> tuple[Array, ArrayLike]:
+    """`soft_value`, and the Boltzmann policy's `kl_to_prior`, [...] each, from one exponential.
+
+    What targets are made of. Its derivatives are those of its arithmetic, not exact at τ = 0,
+    where the divergence is given as zero if τ is static: nothing is made of it.
+    """
+    args, dtype = _enter("soft_value", q, tau, log_prior)
+    if _checks.concrete(tau) and np.all(np.asarray(tau) == 0):
+        return _top(args[0], args[2])[..., 0].astype(dtype), 0.0
+    b = _boltzmann(*args)
+    value = b.top + args[1] * (b.log_mass + b.log_mean)
+    kl = _expectation(b.pi, b.scaled) - (b.log_mass + b.log_mean)
+    return value[..., 0].astype(dtype), kl[..., 0].astype(dtype)
+
+
 def log_prior_of(log_prior: ArrayLike | None, number_of_actions: int) -> ArrayLike:
     """The measure that `None` stands for, made explicit."""
     return -math.log(number_of_actions) if log_prior is None else log_prior
@@ -265,6 +280,7 @@ class _Boltzmann(NamedTuple):
     log_mass: Array  # log Σ_a π̄(a)
     log_mean: Array  # log of the mean of exp(scaled) under the normalised prior
     log_pi: Array
+    pi: Array
 
 
 def _top(q: Array, log_prior: Array) -> Array:
@@ -280,7 +296,10 @@ def _boltzmann(q: Array, tau: Array, log_prior: Array) -> _Boltzmann:
         size = q.shape[-1]
         log_mass = log_prior + math.log(size)
         log_share = jnp.full((), -math.log(size), q.dtype)
-        log_mean = jnp.log1p(jnp.mean(jnp.expm1(scaled), axis=-1, keepdims=True))
+        deficits = jnp.expm1(scaled)
+        deficit = jnp.mean(deficits, axis=-1, keepdims=True)
+        log_mean = jnp.log1p(deficit)
+        pi = (1 + deficits) / (size * (1 + deficit))
     else:
         log_mass = jax.nn.logsumexp(log_prior, axis=-1, keepdims=True)
         log_share = log_prior - log_mass
@@ -290,7 +309,8 @@ def _boltzmann(q: Array, tau: Array, log_prior: Array) -> _Boltzmann:
         deficit = jnp.sum(jnp.exp(log_share) * jnp.expm1(scaled), axis=-1, keepdims=True)
         far = jax.nn.logsumexp(log_share + scaled, axis=-1, keepdims=True)
         log_mean = jnp.where(deficit > -0.5, jnp.log1p(jnp.maximum(deficit, -0.5)), far)
-    return _Boltzmann(top, scaled, log_mass, log_mean, log_share + scaled - log_mean)
+        pi = jnp.exp(log_share + scaled - log_mean)
+    return _Boltzmann(top, scaled, log_mass, log_mean, log_share + scaled - log_mean, pi)
 
 
 def _expectation(pi: Array, x: Array) -> Array:
@@ -314,21 +334,6 @@ def _soft_value_jvp(
     kl = _expectation(pi, b.scaled) - (b.log_mass + b.log_mean)
     tangent = _expectation(pi, dq) - kl * dtau + tau * _expectation(pi, dlog_prior)
     return b.top + tau * (b.log_mass + b.log_mean), tangent
-
-
-@jax.custom_jvp
-def _hard_value(q: Array, tau: Array, log_prior: Array) -> Array:
-    """`_soft_value` at τ = 0, without the exponentials that nothing comes of there."""
-    del tau
-    return _top(q, log_prior)
-
-
-@_hard_value.defjvp
-def _hard_value_jvp(
-    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array]:
-    pi = jnp.exp(_log_policy(*primals))
-    return _hard_value(*primals), _expectation(pi, tangents[0])
 
 
 @jax.custom_jvp
