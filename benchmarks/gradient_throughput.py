@@ -241,9 +241,10 @@ def loss_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
     rate = copy_rate(64 if quick else 256)
     rows = []
     for dtype, length, batch, count in itertools.product(dtypes, lengths, batches, actions):
-        dear = dtype == jnp.bfloat16 and (count > ACTIONS or length * batch >= 1 << 22)
-        if dear and not full and jax.default_backend() == "cpu":
-            continue  # a call of the other sides takes seconds there
+        half = dtype == jnp.bfloat16
+        dear = length * batch >= 1 << 22 if half or count > ACTIONS else False
+        if (dear or (half and count > ACTIONS)) and not full and jax.default_backend() == "cpu":
+            continue  # a call takes seconds there
         network, rollout = inputs(length, batch, count, dtype)
         for name, (wanted, forms) in LOSSES.items():
             net = {key: network[key] for key in wanted}
@@ -341,11 +342,11 @@ def through_network(
     return params, lambda: gradient(params, frames, rest)
 
 
-def network_rows(quick: bool) -> list[dict[str, Any]]:
+def network_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
     """The whole gradient of A2C through the Nature CNN, frames a second."""
     largest = peak()
     rows = []
-    for batch in (80,) if quick else (80, 320, 2048, 16384):
+    for batch in (80,) if quick else (80, 320, 2048, *([16384] if full else [])):
         rng = np.random.default_rng(0)
         frames = jnp.asarray(rng.integers(256, size=(batch, 4, 84, 84), dtype=np.uint8))
         rest = {
@@ -388,7 +389,7 @@ def geometric(rows: list[dict[str, Any]], side: str) -> str:
 def main() -> None:
     given = harness.arguments(__doc__.splitlines()[0])
     rows = loss_rows(quick=given.quick, full=given.full)
-    rows += returns_rows(given.quick) + network_rows(given.quick)
+    rows += returns_rows(given.quick) + network_rows(quick=given.quick, full=given.full)
     for side in dict.fromkeys(row["side"] for row in rows):
         if side != "jaxsoft":
             print(geometric(rows, side))

@@ -106,7 +106,8 @@ def losses(rows: list[Row]) -> str:
             for row in here
             if row["side"] == "memory" and row["T"] * row["B"] >= 1 << 22
         ]
-        body.append([f"{name}, {dtype}", *cells, f"{min(memory):.2f} – {max(memory):.2f}"])
+        over = f"{min(memory):.1f} – {max(memory):.1f}" if memory else "–"
+        body.append([f"{name}, {dtype}", *cells, over])
     return markdown(["", *others, "over memory"], body)
 
 

@@ -269,16 +269,17 @@ def main() -> None:
         rows = peers([Size("Pong-v5", "a2c", 16, 5, 8), Size("Pong-v5", "a2c", 64, 32, 1)], 5)
         several, replay = (ON_POLICY, REPLAY) if given.full else (BRIEFLY, REPLAY[:1])
         sizes = [Size("Pong-v5", name, 16, 5, 4) for name in several]
-        sizes += [Size("Pong-v5", name, 64, 32, 1) for name in several[:2]]
+        sizes += [Size("Pong-v5", name, 64, 32, 1) for name in several[: 2 if given.full else 1]]
         sizes += [Size("Pong-v5", name, 8, 4, 8) for name in replay]
-        sizes += [Size("Catch-v0", name, 16, 8, 200) for name in BRIEFLY]
+        sizes += [Size("Catch-v0", name, 16, 8, 200) for name in BRIEFLY[: 3 if given.full else 1]]
         sizes += [Size("Catch-v0", "dqn", 8, 4, 200)]
         rows += budget(sizes, 5)
-        many = (8, 32, 128, 512)
+        many = (8, 32, 128, 512) if given.full else (8, 128)
         rows += scaling("environments", [Size("Pong-v5", "a2c", n, 5, 512 // n) for n in many], 3)
-        long = (5, 32, 128)
-        rows += scaling("steps an update", [Size("Pong-v5", "a2c", 16, t, 1) for t in long], 3)
-        seeds = (1, 8, 32, 64)
+        if given.full:
+            long = (5, 32, 128)
+            rows += scaling("steps an update", [Size("Pong-v5", "a2c", 16, t, 1) for t in long], 3)
+        seeds = (1, 8, 32, 64) if given.full else (1, 32)
         rows += scaling("seeds", [Size("Catch-v0", "a2c", 16, 8, 100, s) for s in seeds], 3)
     harness.write(given, "training_throughput", rows)
 
