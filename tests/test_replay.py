@@ -111,8 +111,10 @@ class History:
             if (env, start) in found:
                 continue
             expected = self.window(env, start, n)
-            for name, want in expected._asdict().items():
-                got = getattr(windows, name)[:, b]
+            actual = jax.tree.map(lambda x, b=b: x[:, b], windows)
+            assert actual.kept is expected.kept is None
+            for name in set(Rollout._fields) - {"kept"}:
+                got, want = getattr(actual, name), getattr(expected, name)
                 np.testing.assert_array_equal(got, want, err_msg=f"{name} of {env}, {start}")
             found.add((env, start))
         return found
