@@ -228,21 +228,15 @@ def main() -> None:
         case = Case("MLP", 80, 64)
         rows = cost([(case, 10, True)], 3) + damping([case], 3) + descent([case], 5, 3)
     else:
-        rows = cost(
-            [
-                (Case("MLP", 16), 10, True),
-                (Case("MLP", 80), 10, True),
-                (Case("MLP", 512), 10, True),
-                (Case("MLP", 80, 64), 10, True),
-                (Case("MLP", 80, 1024), 10, False),
-                (Case("Nature CNN", 16), 10, False),
-                (Case("Nature CNN", 80), 10, False),
-                (Case("Nature CNN", 256), 10, False),
-            ],
-            5,
-        )
-        rows += damping([Case("MLP", 80), Case("Nature CNN", 80)], 3)
-        rows += descent([Case("MLP", 80), Case("MLP", 512), Case("Nature CNN", 80)], 10, 5)
+        cases = [(Case("MLP", 80), 10, True), (Case("MLP", 512), 10, True)]
+        more = [Case("MLP", 16), Case("MLP", 80, 64), Case("MLP", 80, 1024)] if given.full else []
+        cases += [(case, 10, case.size < 10**6) for case in more]
+        images = (16, 80, 256) if given.full else (80,)
+        cases += [(Case("Nature CNN", batch), 10, False) for batch in images]
+        rows = cost(cases, 5)
+        few = [Case("MLP", 80), Case("Nature CNN", 80)]
+        rows += damping(few if given.full else few[:1], 3)
+        rows += descent([*few, Case("MLP", 512)] if given.full else few[:1], 10, 5)
     harness.write(given, "natural_gradient", rows)
 
 

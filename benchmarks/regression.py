@@ -30,13 +30,15 @@ NAMES = (
     *("network", "parameters", "batch", "T", "B", "A", "dtype", "side"),
 )
 GROUP = ("part", "loss", "side")
+# What others are relative to; and the machine's bandwidth, which is no side that took turns.
+NO_RATIO = ("jaxsoft", "plain gradient", "memory")
 
 
 def ratios(path: Path) -> Iterator[tuple[tuple[Any, ...], str, float]]:
     """(name of the row, name of its group, how good it is) for all ratios in a file."""
     for row in json.loads(path.read_text())["rows"]:
-        if row.get("side") == "memory":
-            continue  # the machine's bandwidth is no side that took turns
+        if row.get("side") in NO_RATIO:
+            continue
         for keys, more_is_better in RATIOS:
             value: Any = row
             for key in keys:

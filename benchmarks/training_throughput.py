@@ -34,7 +34,7 @@ Sides = dict[str, Callable[[], Any]]
 Row = dict[str, Any]
 
 ON_POLICY = ("a2c", "soft_q", "a2c_naive", "pgq", "pcl", "nstep_soft_q", "damped_q", "natural_pg")
-BRIEFLY = ("a2c", "soft_q", "natural_pg")
+BRIEFLY = ("a2c", "natural_pg", "soft_q")
 REPLAY = ("dqn", "soft_dqn_kl", "soft_dqn_entropy")
 
 
@@ -267,12 +267,12 @@ def main() -> None:
         rows += scaling("seeds", [Size("Catch-v0", "a2c", 16, 8, 100, s) for s in (1, 4)], 3)
     else:
         rows = peers([Size("Pong-v5", "a2c", 16, 5, 8), Size("Pong-v5", "a2c", 64, 32, 1)], 5)
-        several, replay = (ON_POLICY, REPLAY) if given.full else (BRIEFLY, REPLAY[:1])
+        several, replay = (ON_POLICY, REPLAY) if given.full else (BRIEFLY[:2], REPLAY[:1])
         sizes = [Size("Pong-v5", name, 16, 5, 4) for name in several]
         sizes += [Size("Pong-v5", name, 64, 32, 1) for name in several[: 2 if given.full else 1]]
         sizes += [Size("Pong-v5", name, 8, 4, 8) for name in replay]
         sizes += [Size("Catch-v0", name, 16, 8, 200) for name in BRIEFLY[: 3 if given.full else 1]]
-        sizes += [Size("Catch-v0", "dqn", 8, 4, 200)]
+        sizes += [Size("Catch-v0", "dqn", 8, 4, 200)] if given.full else []
         rows += budget(sizes, 5)
         many = (8, 32, 128, 512) if given.full else (8, 128)
         rows += scaling("environments", [Size("Pong-v5", "a2c", n, 5, 512 // n) for n in many], 3)

@@ -22,7 +22,12 @@ def loss(side: str, batch: int, ratio: float) -> dict[str, object]:
 
 
 def test_ratios_are_compared_by_row_and_summed_up_by_group(tmp_path: Path) -> None:
-    before = [loss("rlax", 16, 2.0), loss("rlax", 32, 4.0), loss("memory", 16, 1.0)]
+    before = [
+        loss("rlax", 16, 2.0),
+        loss("rlax", 32, 4.0),
+        loss("memory", 16, 1.0),
+        loss("jaxsoft", 16, 1.0),
+    ]
     after = [loss("rlax", 32, 2.0), loss("rlax", 16, 3.0), loss("memory", 16, 9.0)]
     write(tmp_path / "before", "a", before)
     write(tmp_path / "after", "a", [*after, loss("rlax", 64, 5.0)])
@@ -54,7 +59,7 @@ def test_every_kind_of_ratio_counts_in_its_direction(tmp_path: Path) -> None:
 
 def test_committed_results_are_no_worse_than_themselves() -> None:
     groups = regression.compare(regression.RESULTS)
-    assert len(groups) > 20
+    assert len(groups) > 15
     assert {value for values in groups.values() for value in values} == {1.0}
 
 
