@@ -165,3 +165,38 @@ def test_damped_natural_q_is_the_tabular_closed_form(solver: str) -> None:
         exact = oracles.damped_policy(prior, pi_old, rewards, TAU, epsilon)
         new = oracles.boltzmann(q_old + np.asarray(step), TAU, prior)
         np.testing.assert_allclose(new, exact, rtol=1e-8)
+
+
+@pytest.mark.parametrize("prior", ["uniform", "masked", "per state"])
+def test_hard_values_are_the_limit_that_a_traced_temperature_takes(prior: str) -> None:
+    masked = np.where(np.arange(A) == Q_OLD.argmax(-1)[..., None], -np.inf, LOG_PRIOR)
+    log_prior = {"uniform": None, "masked": masked[0, 0], "per state": masked}[prior]
+
+    def losses(tau: float | Array) -> Array:
+        return jaxsoft.n_step_soft_q(
+            Q, ACTIONS, REWARDS, DISCOUNTS, tau, n=3, target_q=Q_OLD, log_prior=log_prior
+        )
+
+    allowed = Q_OLD if log_prior is None else np.where(log_prior > -np.inf, Q_OLD, -np.inf)
+    v = allowed.max(-1)
+    uncut = np.zeros_like(CUTS)
+    target = np.stack(
+        [
+            oracles.n_step_q_targets(
+                REWARDS[:, b], DISCOUNTS[:, b], v[1:, b], 0 * v[:-1, b], 0.0, 3, uncut[:, b]
+            )
+            for b in range(B)
+        ],
+        axis=1,
+    )
+    taken = np.take_along_axis(Q[:-1], ACTIONS[..., None], -1)[..., 0]
+    np.testing.assert_allclose(losses(0.0), 0.5 * (taken - target) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(losses)(0.0), losses(0.0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("index", [-1, -A, A, 2**30])
+def test_an_index_that_is_no_action_takes_nan(index: int) -> None:
+    actions = jnp.asarray(ACTIONS).at[0, 0].set(index)
+    taken = jax.jit(jaxsoft.take_action)(Q[:-1], actions)
+    assert np.isnan(taken[0, 0])
+    np.testing.assert_array_equal(np.isnan(taken).sum(), 1)
