@@ -25,6 +25,7 @@ from jax import Array
 
 import jaxsoft
 from benchmarks import harness
+from benchmarks.harness import compiled
 from jaxsoft import networks
 from jaxsoft.launch import compiler_options, keep_pages
 
@@ -201,11 +202,6 @@ def torch_sides(name: str, net: Arrays, rollout: Arrays) -> dict[str, Callable[[
         return {}
     torch_losses = importlib.import_module("benchmarks.torch_losses")
     return torch_losses.sides(torch_losses.loss(name, TAU, N, C), net, rollout)
-
-
-def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    """As the library's own loops are, for all sides."""
-    return jax.jit(f, compiler_options=compiler_options())
 
 
 def agree(name: str, results: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxsoft.launch import compiler_options
 from jaxsoft.record import machine
 
 Call = Callable[[], Any]
@@ -52,6 +53,11 @@ def summary(seconds: list[float]) -> dict[str, float]:
     """Median and quartiles, in microseconds."""
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return {"median_us": 1e6 * median, "low_us": 1e6 * low, "high_us": 1e6 * high}
+
+
+def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    """As the library's own loops are."""
+    return jax.jit(f, compiler_options=compiler_options())
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> dict[str, float]:

@@ -24,9 +24,10 @@ from jax import Array
 
 import jaxsoft
 from benchmarks import harness
+from benchmarks.harness import compiled
 from jaxsoft import networks
 from jaxsoft._gram import jacobian_gram, structured_gram
-from jaxsoft.launch import compiler_options, keep_pages
+from jaxsoft.launch import keep_pages
 
 ACTIONS = 6
 Row = dict[str, Any]
@@ -72,10 +73,6 @@ class Case:
             solver=solver,
             max_iterations=iterations,
         )
-
-
-def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(f, compiler_options=compiler_options())
 
 
 def cost(cases: Iterable[tuple[Case, int, bool]], repetitions: int) -> list[Row]:

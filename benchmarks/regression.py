@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the fresh results are")
     parser.add_argument("--factor", type=float, default=1.25, help="worse by more than this fails")
     given = parser.parse_args()
-    groups = compare(given.folder)
+    groups = compare(given.folder, RESULTS)
     if not groups:
         raise SystemExit(
             f"{given.folder} has no results that {RESULTS} has, too; make some with "

@@ -13,7 +13,6 @@ Peers: stable-baselines3's A2C on the same EnvPool game, where it is installed; 
 pass over each rollout in one batch.
 """
 
-import functools
 import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
@@ -24,9 +23,10 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import harness
+from benchmarks.harness import compiled
 from jaxsoft import environments, networks, off_policy, on_policy
 from jaxsoft.environments import EnvPool
-from jaxsoft.launch import compiler_options, keep_pages
+from jaxsoft.launch import keep_pages
 from jaxsoft.learner import Learner
 from jaxsoft.loop import GraphLoop, initial
 
@@ -131,7 +131,6 @@ def parts(size: Size) -> Sides:
     alone, one = pool(size), learner(size)
     environment, step = alone.reset()
     steps = size.updates * size.length
-    compiled = functools.partial(jax.jit, compiler_options=compiler_options())
 
     @compiled
     def emulate(environment: Any, key: Any) -> Any:

@@ -3,7 +3,7 @@
 XLA computes a convolution on a CPU by matrix products over both operands' blocks only where its
 axes lie as [N, H, W, C] * [k, k, C, F] -> [N, H', W', F]. JAX's gradients of it have them in other
 orders, which XLA puts right at the top of a program alone: anywhere else they fall to a loop over
-every number, 30 times as slow. Here both gradients are written as convolutions of the first kind,
+every number, many times as slow. Here both gradients are written as convolutions of the first kind,
 
     y  = x ∗ w,    x̄ = pad(ȳ) ∗ flip(w)ᵀ,    w̄ᵀ = xᵀ ∗ ȳᵀ
 
@@ -43,11 +43,6 @@ def convolve(x: Array, w: Array) -> Array:
     return _primitive.bind(x, w, **_PARAMS)  # type: ignore[no-any-return]
 
 
-def _swap(x: Array) -> Array:
-    """Swaps the first axis and the last, and for kernels the two pairs of them."""
-    return x.transpose(3, 1, 2, 0)
-
-
 def _input_gradient(cotangent: Array, x: Any, w: Array, **params: Any) -> Array:
     del x
     rows, columns = (k - 1 for k in w.shape[:2])
@@ -59,7 +54,7 @@ def _input_gradient(cotangent: Array, x: Any, w: Array, **params: Any) -> Array:
 
 def _kernel_gradient(cotangent: Array, x: Array, w: Any, **params: Any) -> Array:
     del w
-    kernel = _primitive.bind(_swap(x), cotangent.transpose(1, 2, 0, 3), **params)
+    kernel = _primitive.bind(x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), **params)
     return kernel.transpose(1, 2, 0, 3)  # type: ignore[no-any-return]
 
 

@@ -37,8 +37,8 @@ def keep_pages() -> None:
 def compiler_options() -> dict[str, str]:
     """What to hand to `jax.jit` as `compiler_options`, for programs that train or run networks.
 
-    On a CPU, XLA's younger library of kernels (YNNPACK) takes about twice as long for convolutions
-    as its older one (Eigen), on which this falls back. Empty elsewhere, and where this version of
+    On a CPU, XLA's younger library of kernels (YNNPACK) takes longer for convolutions than
+    its older one (Eigen), on which this falls back. Empty elsewhere, and where this version of
     XLA has no such choice.
     """
     if jax.default_backend() != "cpu":
