@@ -1,0 +1,10 @@
+"""Figure 2 of the paper: deep Q-learning with hard and soft maxima, (81)-(83)."""
+
+import sys
+
+from experiments import study
+from jaxsoft.launch import keep_pages
+
+if __name__ == "__main__":
+    keep_pages()
+    sys.exit(study.main("figure2"))

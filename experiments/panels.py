@@ -1,0 +1,197 @@
+"""Figures of many panels, a column for each game: learning curves, and lines over a setting."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, PngImagePlugin
+
+from experiments.plotting import COLOURS, GREY
+from jaxsoft.metrics import writing
+
+__all__ = ["Line", "Panel", "draw"]
+
+WIDTH, HEIGHT, DPI, FONT, COLUMNS = 4.4, 3.2, 120, 11.0, 4
+MARKERS = "osD^vPX*"
+
+
+class Line(NamedTuple):
+    """A line with its band.
+
+    Attributes:
+      label: in the key; lines of one label have one colour in all panels.
+      x: [T].
+      y: [T].
+      low: lower end of the band [T], or `None`.
+      high: its upper end.
+      each: of single seeds [S, T], drawn thin, or `None`.
+    """
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    each: np.ndarray | None = None
+
+
+class Panel(NamedTuple):
+    """One picture.
+
+    Attributes:
+      title: above it.
+      x_label: below it.
+      y_label: left of it, where it begins a row.
+      lines: what it has.
+      marked: whether its points are marked, on a logarithmic axis.
+      marks: words at places of the x axis.
+      log_y: whether the y axis is logarithmic.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    marked: bool = False
+    marks: Mapping[float, str] | None = None
+    log_y: bool = False
+
+
+def draw(
+    rows: Sequence[Sequence[Panel]],
+    out: Path,
+    *,
+    title: str,
+    source: str,
+    columns: int = COLUMNS,
+) -> None:
+    """Draws rows of panels, a row of many games wrapped, with one key for all.
+
+    Args:
+      rows: of panels.
+      out: the .png to write.
+      title: above all.
+      source: what it is drawn from; kept in the file, as "Source".
+      columns: at most.
+    """
+    wrapped = [row[i : i + columns] for row in rows for i in range(0, len(row), columns)]
+    widest = max(len(row) for row in wrapped)
+    labels = list(dict.fromkeys(x.label for row in wrapped for panel in row for x in panel.lines))
+    style = {label: (COLOURS[i % len(COLOURS)], MARKERS[i % 8]) for i, label in enumerate(labels)}
+    # Lines that lie upon each other are both to be seen.
+    dashes = {label: ("-", (0, (3, 1.3)))[i % 2] for i, label in enumerate(labels)}
+    width = max(WIDTH * widest, 6.5)
+    across = max(1, int(width / (0.085 * max(map(len, labels), default=1) + 0.6)))
+    extra = 0.55 + 0.25 * -(-len(labels) // across)
+    figure = Figure(
+        figsize=(width, HEIGHT * len(wrapped) + extra),
+        dpi=DPI,
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06),
+    )
+    grid = figure.subplots(len(wrapped), widest, squeeze=False)
+    for axes_row, row in zip(grid, wrapped, strict=True):
+        for i, axes in enumerate(axes_row):
+            if i < len(row):
+                _panel(axes, row[i], style, dashes, first=i == 0)
+            else:
+                axes.set_visible(False)
+    handles = [
+        _handle(label, style[label], dashes[label], wrapped[0][0].marked) for label in labels
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=min(across, len(labels)) or 1,
+        frameon=False,
+        fontsize=FONT - 1,
+        handlelength=2.4,
+        title=title,
+        title_fontsize=FONT + 2,
+        alignment="left",
+    )
+    FigureCanvasAgg(figure)
+    _save(figure, out, source)
+
+
+def _handle(label: str, style: tuple[str, str], dash: Any, marked: bool) -> Line2D:
+    marker = style[1] if marked else ""
+    return Line2D([], [], color=style[0], linestyle=dash, marker=marker, linewidth=2.4, label=label)
+
+
+def _panel(
+    axes: Axes,
+    panel: Panel,
+    style: Mapping[str, tuple[str, str]],
+    dashes: Mapping[str, Any],
+    *,
+    first: bool,
+) -> None:
+    longest = max((float(np.max(x.x)) for x in panel.lines if len(x.x)), default=0.0)
+    scale, unit = (1.0, "") if panel.marked else _unit(longest)
+    for line in panel.lines:
+        colour, marker = style[line.label]
+        x = line.x / scale
+        if line.each is not None:
+            for y in line.each:
+                axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35, zorder=2)
+        if line.low is not None and line.high is not None:
+            axes.fill_between(x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+        options: dict[str, Any] = {"marker": marker, "markersize": 5} if panel.marked else {}
+        axes.plot(
+            x, line.y, color=colour, linestyle=dashes[line.label], linewidth=2.0, zorder=3,
+            solid_capstyle="round", **options,
+        )  # fmt: skip
+    if panel.marked:
+        axes.set_xscale("log")
+        for place, word in (panel.marks or {}).items():
+            axes.axvline(place, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
+            axes.annotate(
+                word, (place, 1), (2, -2), xycoords=("data", "axes fraction"), va="top",
+                textcoords="offset points", fontsize=FONT - 3, color=GREY,
+            )  # fmt: skip
+    else:
+        axes.set_xlim(0, longest / scale or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    if panel.log_y:
+        axes.set_yscale("log")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_title(panel.title, loc="left", fontsize=FONT)
+    axes.set_xlabel(unit + panel.x_label, fontsize=FONT - 1)
+    if first:
+        axes.set_ylabel(panel.y_label, fontsize=FONT - 1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=FONT - 2, color=GREY, labelcolor="#222222")
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _unit(longest: float) -> tuple[float, str]:
+    if longest >= 1e6:
+        return 1e6, "million "
+    return (1e3, "thousand ") if longest >= 1e4 else (1.0, "")
+
+
+def _save(figure: Figure, out: Path, source: str) -> None:
+    """As a palette, which is a third of the size, and as a whole or not at all."""
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png")
+    image = Image.open(raw).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Source", source)
+    whole = out.with_name(f".{out.name}.new")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        image.save(whole, format="png", optimize=True, pnginfo=info)
+        whole.replace(out)

@@ -1,0 +1,371 @@
+"""Tables and figures from the committed CSVs: `make results`, or `python -m experiments.report`.
+
+Of a folder with curves.csv and runs.csv it makes table.md and figure.png; into the pages of the
+documentation it puts the tables that they ask for by `<!-- results: NAME -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from experiments import curves, panels, statistics
+from experiments.curves import Curves, read_rows
+from experiments.panels import Line, Panel
+from experiments.statistics import Estimate
+from experiments.studies import STUDIES, Study
+
+__all__ = ["build", "main", "markdown", "measured"]
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
+FIGURES = ROOT / "docs" / "figures"
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "questions.md")
+
+NAMES = {"episode_return": "return", "episode_length": "length of a game"}
+
+Data = dict[tuple[str, str], Curves]
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table whose first columns are words and whose others are numbers."""
+    rule = ["---"] * left + ["--:"] * (len(head) - left)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *body])
+
+
+@functools.cache
+def measured() -> list[dict[str, str]]:
+    """What the committed runs took."""
+    return [row for file in sorted(RESULTS.glob("*/*/runs.csv")) for row in read_rows(file)]
+
+
+def number(x: float) -> str:
+    """Three digits or so."""
+    if not np.isfinite(x):
+        return "–" if np.isnan(x) else "∞"
+    size = abs(x)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{x:,.{digits}f}".replace("-", "−")
+
+
+def interval(x: Estimate) -> str:
+    """A number with its interval, if there is one."""
+    if np.isnan(x.low):
+        return number(x.value)
+    return f"{number(x.value)} [{number(x.low)}, {number(x.high)}]"
+
+
+def build(name: str, preset: str, folder: Path) -> None:
+    """Makes table.md and figure.png of a folder from its CSVs."""
+    study = STUDIES[name]
+    runs = read_rows(folder / "runs.csv")
+    data = curves.read(
+        folder / "curves.csv", {(row["game"], row["variant"]): int(row["of_steps"]) for row in runs}
+    )
+    (folder / "table.md").write_text(_page(name, preset, study, data, runs))
+    rows = _sweep_panels(study, data) if study.x_label else _curve_panels(study, data, runs)
+    panels.draw(rows, folder / "figure.png", title=study.title, source=_digest(name, folder))
+
+
+def _digest(name: str, folder: Path) -> str:
+    """Of all that a figure is made from."""
+    whole = hashlib.sha256(repr(STUDIES.get(name)).encode())
+    here = Path(__file__).parent
+    code = [here / f"{x}.py" for x in ("curves", "panels", "plotting", "report", "statistics")]
+    for file in [*code, *sorted(folder.glob("*.csv"))]:
+        whole.update(file.read_bytes())
+    return whole.hexdigest()
+
+
+def _page(name: str, preset: str, study: Study, data: Data, runs: list[dict[str, str]]) -> str:
+    parts = [f"# {study.title}", _source(name, preset, runs)]
+    parts += [table(study, data, measure) for measure in study.measures]
+    if study.pairs and (text := pairs(study, data)):
+        parts.append(text)
+    if study.goals:
+        parts.append(goals(study, data, runs))
+    parts.append("Runs:\n\n" + runs_table(runs))
+    return "\n\n".join(parts) + "\n"
+
+
+def _source(name: str, preset: str, runs: list[dict[str, str]]) -> str:
+    module = f"experiments.{name}"
+    if name not in ("figure1", "figure2", "figure3"):
+        module = f"experiments.questions {name}"
+    seconds = sum(float(row["seconds"]) for row in runs)
+    steps = sum(int(row["steps"]) * len(row["seeds"].split()) for row in runs)
+    took = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
+    of = ", ".join(dict.fromkeys(row["processor"] for row in runs))
+    devices = ", ".join(dict.fromkeys(row["device"] for row in runs))
+    commits = ", ".join(dict.fromkeys(x for row in runs for x in row["commit"].split()))
+    return (
+        f"`python -m {module} --preset {preset}`: {len(runs)} runs, {steps / 1e6:,.1f} million "
+        f"steps, {took} of runs; device {devices} ({of}), JAX {runs[0]['jax']}, commit {commits}."
+    )
+
+
+def table(study: Study, data: Data, measure: str) -> str:
+    """What each variant reached, and against the one that the others are compared with."""
+    what = NAMES[measure]
+    head = [
+        "game", "", "seeds", "steps", f"{what}, last tenth: mean ± std", "IQM [95 %]",
+        "mean of the run: IQM [95 %]",
+    ]  # fmt: skip
+    against = study.against
+    if against:
+        head += [f"IQM − that of {study.variants[against].label}", "P(greater)"]
+    body = []
+    for (game, variant), curve in _ordered(study, data):
+        final = curve.final[measure]
+        mean, deviation = statistics.mean_and_deviation(final)
+        cells = [
+            game,
+            study.variants[variant].label,
+            str(len(final)),
+            f"{curve.steps[-1]:,.0f}",
+            number(mean) + ("" if np.isnan(deviation) else f" ± {number(deviation)}"),
+            interval(statistics.iqm_estimate(final)),
+            interval(statistics.iqm_estimate(curve.area(measure))),
+        ]
+        if against:
+            other = data.get((game, against))
+            if variant == against or other is None:
+                cells += ["", ""]
+            else:
+                found = statistics.compare(final, other.final[measure])
+                cells += [interval(found.difference), f"{found.improvement:.2f}"]
+        body.append(cells)
+    return markdown(head, body, left=2)
+
+
+def pairs(study: Study, data: Data) -> str:
+    """The tests of equivalence."""
+    head = [
+        "game", "pair", "seeds", "distance of the mean curves", "of two seeds of one method",
+        "ratio [90 %]", "nearer than seeds?", "p, no difference", "of the pair on one seed, ratio",
+    ]  # fmt: skip
+    body = []
+    for game in dict.fromkeys(game for game, _ in data):
+        for first, second in study.pairs:
+            if (game, first) not in data or (game, second) not in data:
+                continue
+            both = data[game, first], data[game, second]
+            x, y = (c.measures["episode_return"] for c in both)
+            count = min(x.shape[1], y.shape[1])
+            same = np.array_equal(both[0].seeds, both[1].seeds)
+            found = statistics.equivalence(x[:, :count], y[:, :count], same_seeds=same)
+            enough = np.isfinite(found.ratio.value)
+            labels = (study.variants[name].label for name in (first, second))
+            body.append(
+                [
+                    game,
+                    " – ".join(labels),
+                    f"{found.counts[0]} + {found.counts[1]}",
+                    number(found.distance),
+                    number(found.within),
+                    interval(found.ratio),
+                    ("yes" if found.shown else "not shown") if enough else "one seed each",
+                    "–" if np.isnan(found.p) else f"{found.p:.3f}",
+                    number(found.paired),
+                ]
+            )
+    return markdown(head, body, left=2) if body else ""
+
+
+def goals(study: Study, data: Data, runs: list[dict[str, str]]) -> str:
+    """Steps, and seconds of the machine, after which half of the seeds had reached a return."""
+    head = ["game", "", "return", "seeds there", "median steps", "seconds a seed, of the machine"]
+    seconds = _seconds_a_step(runs)
+    body = []
+    for (game, variant), curve in _ordered(study, data):
+        if game in study.goals:
+            goal = study.goals[game]
+            reached = curve.reached(goal)
+            there = np.isfinite(reached)
+            median = float(np.quantile(reached, 0.5, method="higher"))
+            took = median * seconds[game, variant]
+            body.append(
+                [
+                    game,
+                    study.variants[variant].label,
+                    number(goal),
+                    f"{there.sum()} of {len(there)}",
+                    number(median),
+                    number(took),
+                ]
+            )
+    return markdown(head, body, left=2)
+
+
+def runs_table(runs: list[dict[str, str]]) -> str:
+    """What was run."""
+    head = ["game", "variant", "seeds", "steps", "of", "minutes", "steps/s", "commit"]
+    body = []
+    for row in runs:
+        seeds = row["seeds"].split()
+        shown = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 2 else ", ".join(seeds)
+        cells = [row["game"], row["variant"], shown]
+        cells += [f"{int(row[name]):,}" for name in ("steps", "of_steps")]
+        cells += [f"{float(row['seconds']) / 60:.1f}", f"{int(row['steps_per_second']):,}"]
+        body.append([*cells, row["commit"]])
+    return markdown(head, body, left=2)
+
+
+def _ordered(study: Study, data: Data) -> list[tuple[tuple[str, str], Curves]]:
+    """By game as it was run, and by variant as it is defined."""
+    games = list(dict.fromkeys(game for game, _ in data))
+    names = list(study.variants)
+    return sorted(data.items(), key=lambda x: (games.index(x[0][0]), names.index(x[0][1])))
+
+
+def _seconds_a_step(runs: list[dict[str, str]]) -> dict[tuple[str, str], float]:
+    """Of one seed, when its machine has the seeds' work to do at once."""
+    rates: dict[tuple[str, str], list[float]] = {}
+    for row in runs:
+        rates.setdefault((row["game"], row["variant"]), []).append(float(row["steps_per_second"]))
+    return {key: 1 / float(np.median(rate)) for key, rate in rates.items()}
+
+
+def _frames(game: str) -> str:
+    return "steps (4 frames each)" if game.endswith("-v5") else "steps"
+
+
+def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[list[Panel]]:
+    games = list(dict.fromkeys(game for game, _ in data))
+    rows = []
+
+    def row(
+        what: str,
+        line: Callable[[str, Curves], Line],
+        unit: Callable[[str], str] = _frames,
+    ) -> None:
+        rows.append(
+            [
+                Panel(
+                    game,
+                    unit(game),
+                    what,
+                    [line(v, c) for (g, v), c in _ordered(study, data) if g == game],
+                )
+                for game in games
+            ]
+        )
+
+    few = max(len(c.episodes) for c in data.values()) < 5
+    for measure in study.measures:
+
+        def mean(variant: str, c: Curves, measure: str = measure) -> Line:
+            y = c.measures[measure]
+            low = high = None
+            if len(y) > 2:
+                spread = y.std(axis=0, ddof=1)
+                low, high = y.mean(0) - spread, y.mean(0) + spread
+            each = y if 1 < len(y) < 5 else None
+            return Line(study.variants[variant].label, c.steps, y.mean(0), low, high, each)
+
+        def middle(variant: str, c: Curves, measure: str = measure) -> Line:
+            y = c.measures[measure]
+            ends = statistics.iqm_interval(y)
+            return Line(study.variants[variant].label, c.steps, statistics.iqm(y), *ends)
+
+        name = NAMES[measure]
+        if measure == study.measures[0]:
+            row(f"{name}, " + ("mean" if few else "mean ± std"), mean)
+        if not few:
+            row(f"{name}, IQM and 95 %", middle)
+        elif measure != study.measures[0]:
+            row(f"{name}, mean", mean)
+    if study.by_time:
+        seconds = _seconds_a_step(runs)
+
+        def timed(game: str) -> Callable[[str, Curves], Line]:
+            return lambda variant, c: middle(variant, c, study.measures[0])._replace(
+                x=c.steps * seconds[game, variant]
+            )
+
+        rows.append(
+            [
+                Panel(
+                    game,
+                    "seconds of the machine, a seed",
+                    f"{NAMES[study.measures[0]]}, IQM and 95 %",
+                    [timed(game)(v, c) for (g, v), c in _ordered(study, data) if g == game],
+                )
+                for game in games
+            ]
+        )
+    return rows
+
+
+def _sweep_panels(study: Study, data: Data) -> list[list[Panel]]:
+    games = list(dict.fromkeys(game for game, _ in data))
+    values: list[tuple[str, Callable[[Curves], np.ndarray]]] = []
+    for measure in study.measures:
+        name = NAMES[measure]
+        values.append((f"{name}, last tenth", lambda c, m=measure: c.final[m]))  # type: ignore[misc]
+        if measure == "episode_return":
+            values.append((f"{name}, mean of the run", lambda c: c.area()))
+    rows = []
+    for what, value in values:
+        row = []
+        for game in games:
+            lines: dict[str, list[tuple[float, Estimate]]] = {}
+            for (at, name), c in _ordered(study, data):
+                if at == game:
+                    variant = study.variants[name]
+                    point = statistics.iqm_estimate(value(c))
+                    lines.setdefault(variant.line, []).append((variant.x, point))
+            drawn = [
+                Line(label, *(np.array(x) for x in zip(*((x, *e) for x, e in points), strict=True)))
+                for label, points in lines.items()
+            ]
+            row.append(Panel(game, study.x_label, what, drawn, True, study.x_marks))
+        rows.append(row)
+    return rows
+
+
+def folders() -> list[tuple[str, str, Path]]:
+    """(study, preset, folder) of all committed results."""
+    return [
+        (file.parent.parent.name, file.parent.name, file.parent)
+        for file in sorted(RESULTS.glob("*/*/curves.csv"))
+    ]
+
+
+def stale() -> list[str]:
+    """What does not match the CSVs."""
+    found = []
+    for name, _, folder in folders():
+        figure = folder / "figure.png"
+        if not figure.exists() or Image.open(figure).info.get("Source") != _digest(name, folder):
+            found.append(str(figure))
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report",
+        description="Makes every table and figure anew from the CSVs in experiments/results, and "
+        "puts them into the pages of the documentation.",
+        allow_abbrev=False,
+    )
+    parser.parse_args(words)
+    for name, preset, folder in folders():
+        build(name, preset, folder)
+        FIGURES.mkdir(exist_ok=True)
+        shutil.copyfile(folder / "figure.png", FIGURES / f"{name}-{preset}.png")
+        print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

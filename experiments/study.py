@@ -1,0 +1,343 @@
+"""Carries out a study: its runs, then one CSV, one table and one figure of all of them.
+
+    python -m experiments.figure3 --preset quick --out runs/figure3
+
+Every run is one of `experiments.train`, in a folder of its own, and is gone on with where it was.
+The same command, started twice, shares the work: a run that another process is at is left to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import itertools
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments import assembly, report, train
+from experiments.config import Config, ConfigError, complete, from_json, parse, stop_with
+from experiments.studies import STUDIES, Preset, Study
+from jaxsoft import environments
+from jaxsoft.metrics import read_csv, writing
+
+__all__ = ["Cell", "cells", "collect", "main"]
+
+REPORTS = 40
+"""Rows of a seed's curve, in which it is drawn and compared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of `experiments.train`: a variant on a game, for some seeds."""
+
+    game: str
+    variant: str
+    seeds: tuple[int, ...]
+    steps: int
+    words: tuple[str, ...]
+    out: Path
+
+    @property
+    def config(self) -> Config:
+        """The settings, completed."""
+        about = environments.about(self.game)
+        given = parse([*self.words, "--out", str(self.out)])[0]
+        return complete(given, images=len(about.observation_shape) == 3, atari=about.is_atari)
+
+    @property
+    def done(self) -> int:
+        """Steps that the run's checkpoints have."""
+        try:
+            sessions = json.loads((self.out / "run.json").read_text())["sessions"]
+        except FileNotFoundError:
+            return 0
+        return max(int(session["to_step"]) for session in sessions)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        if not self.done:
+            return False
+        config = from_json(json.loads((self.out / "config.json").read_text()))
+        per_update = config.num_envs * config.rollout_length
+        return self.done >= assembly.updates(config) * per_update
+
+
+def cells(
+    study: Study,
+    preset: Preset,
+    out: Path,
+    *,
+    games: Iterable[str] = (),
+    variants: Iterable[str] = (),
+    seeds: Iterable[int] = (),
+    steps: int | None = None,
+) -> list[Cell]:
+    """The runs of a preset, or some of them, in the order in which they tell most."""
+    games = tuple(games) or tuple(preset.steps)
+    variants = tuple(variants) or preset.variants or tuple(study.variants)
+    seeds = tuple(seeds) or tuple(range(preset.seeds))
+    groups = [seeds] if preset.together else [(seed,) for seed in seeds]
+    found = []
+    for group, game, name in itertools.product(groups, games, variants):
+        length = preset.steps[game] if steps is None else steps
+        words = ["--game", game, "--steps", str(length), *shlex.split(preset.words)]
+        words += shlex.split(study.variants[name].words)
+        words += ["--seeds", *map(str, group), "--report-every", str(max(1, length // REPORTS))]
+        place = out / game / name
+        place = place if preset.together else place / str(group[0])
+        found.append(Cell(game, name, group, length, tuple(words), place))
+    return found
+
+
+def plan(todo: Sequence[Cell], known: Sequence[dict[str, str]]) -> Table:
+    """What is to be run: how many steps, how long at the measured rate, how much disk.
+
+    A rate is that of the committed runs of the same algorithm on the same game with this kind of
+    device, or else on the games that are as large.
+    """
+    device = jax.devices()[0].device_kind
+    table = Table(title=f"To run, at the rates measured on this kind of device ({device})")
+    for name in ("game", "variant"):
+        table.add_column(name)
+    for name in ("seeds", "steps each", "done", "steps/s", "hours", "disk, MB"):
+        table.add_column(name, justify="right")
+    hours, disk, unknown = 0.0, 0.0, 0
+    for cell in todo:
+        rate, size = _known(cell, known, device)
+        left = (cell.steps - min(cell.done, cell.steps)) * len(cell.seeds)
+        takes = left / rate / 3600 if rate else None
+        hours += takes or 0.0
+        unknown += takes is None
+        disk += (size or 0.0) * len(cell.seeds)
+        table.add_row(
+            cell.game,
+            cell.variant,
+            _ranges(cell.seeds),
+            f"{cell.steps:,}",
+            f"{min(1.0, cell.done / cell.steps):.0%}",
+            f"{rate:,.0f}" if rate else "not measured",
+            f"{takes:.2f}" if takes is not None else "?",
+            f"{size * len(cell.seeds):,.1f}" if size is not None else "?",
+        )
+    table.add_section()
+    steps = sum(cell.steps * len(cell.seeds) for cell in todo)
+    more = " + ?" if unknown else ""
+    table.add_row("all", "", "", f"{steps:,}", "", "", f"{hours:.2f}{more}", f"{disk:,.1f}{more}")
+    return table
+
+
+def _known(
+    cell: Cell, known: Sequence[dict[str, str]], device: str
+) -> tuple[float | None, float | None]:
+    """Steps/s of all seeds and bytes a seed, in MB, of the nearest runs that were measured."""
+    algorithm = cell.config.algorithm
+    shape = environments.about(cell.game).observation_shape
+    alike = [
+        row
+        for row in known
+        if row["algorithm"] == algorithm
+        and len(environments.about(row["game"]).observation_shape) == len(shape)
+    ]
+    alike = [row for row in alike if row["game"] == cell.game] or alike
+    rates = [float(row["steps_per_second"]) for row in alike if row["device"] == device]
+    sizes = [float(row["disk_bytes"]) / 1e6 / len(row["seeds"].split()) for row in alike]
+    return (
+        float(np.median(rates)) if rates else None,
+        float(np.median(sizes)) if sizes else None,
+    )
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    whole = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]}–{seeds[-1]}" if whole else " ".join(map(str, seeds))
+
+
+@contextlib.contextmanager
+def _alone(cell: Cell) -> Iterator[bool]:
+    """Whether no other process is at the cell; none comes to it meanwhile."""
+    with writing(cell.out):
+        cell.out.mkdir(parents=True, exist_ok=True)
+        with (cell.out / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+
+def carry_out(todo: Sequence[Cell]) -> int:
+    """Runs what is not finished; 0, or the status of the run that was broken off."""
+    for i, cell in enumerate(todo, start=1):
+        if cell.finished:
+            continue
+        with _alone(cell) as mine:
+            if not mine:
+                print(f"{cell.out}: another process is at it")
+                continue
+            print(f"\n[{i}/{len(todo)}] {cell.game} {cell.variant}, seeds {_ranges(cell.seeds)}")
+            words = [*cell.words, "--out", str(cell.out), "--resume"]
+            status = train.train(*parse(words))
+            if status:
+                return status
+        # What a run compiled is of its own emulators.
+        jax.clear_caches()
+    return 0
+
+
+def collect(todo: Sequence[Cell], results: Path) -> int:
+    """Writes curves.csv and runs.csv of the cells that have begun; how many those are."""
+    curves, runs = [], []
+    for cell in todo:
+        if not cell.done or not (cell.out / "metrics.csv").exists():
+            continue
+        data = read_csv(cell.out / "metrics.csv")
+        for i in range(len(data["step"])):
+            row: dict[str, Any] = {"game": cell.game, "variant": cell.variant}
+            for name in ("seed", "step", "episode_return", "episodes", "episode_length"):
+                row[name] = f"{data[name][i]:.6g}" if "_" in name else int(data[name][i])
+            curves.append(row)
+        runs.append(_about(cell, data))
+    if runs:
+        with writing(results):
+            results.mkdir(parents=True, exist_ok=True)
+        _write_csv(results / "curves.csv", curves)
+        _write_csv(results / "runs.csv", runs)
+    return len(runs)
+
+
+def _about(cell: Cell, data: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A row of runs.csv: what it took, where, and the command."""
+    sessions = json.loads((cell.out / "run.json").read_text())["sessions"]
+    last = sessions[-1]
+    seconds = sum(session["seconds"] for session in sessions)
+    steps = max(session["to_step"] for session in sessions)
+    rate = len(cell.seeds) * float(np.median(data["steps_per_second"]))
+    size = sum(file.stat().st_size for file in cell.out.rglob("*") if file.is_file())
+    commits = dict.fromkeys(session["commit"] or "unknown" for session in sessions)
+    return {
+        "game": cell.game,
+        "variant": cell.variant,
+        "algorithm": json.loads((cell.out / "config.json").read_text())["algorithm"],
+        "seeds": " ".join(map(str, cell.seeds)),
+        "steps": steps,
+        "of_steps": cell.steps,
+        "seconds": f"{seconds:.0f}",
+        "steps_per_second": f"{rate:.0f}",
+        "disk_bytes": size,
+        "device": last["device"],
+        "processor": last["processor"],
+        "jax": last["jax"],
+        "commit": " ".join(commits),
+        "began": sessions[0]["began"],
+        "settings": shlex.join(cell.words),
+    }
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    whole = path.with_suffix(".tmp")
+    with writing(path):
+        with whole.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        whole.replace(path)
+
+
+def _parser(name: str, study: Study, prog: str) -> argparse.ArgumentParser:
+    presets = "\n".join(
+        f"  {key:<8}{preset.about}:\n          {len(preset.steps)} games, {preset.seeds} seeds, "
+        f"{min(preset.steps.values()):,} to {max(preset.steps.values()):,} steps"
+        for key, preset in study.presets.items()
+    )
+    variants = "\n".join(f"  {key:<26}{x.label}" for key, x in study.variants.items())
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=f"{study.title}.\nTrains every variant, then writes curves.csv, runs.csv, "
+        "table.md and figure.png. Can be broken\noff at any time; the same command goes on. "
+        "Started twice it shares the work, best with one\ncore each: taskset -c 0 python -m …",
+        epilog=f"presets:\n{presets}\n\nvariants:\n{variants}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--preset", required=True, choices=tuple(study.presets), help="how much to run, see below"
+    )
+    parser.add_argument("--out", type=Path, help=f"folder of the runs (default runs/{name}/PRESET)")
+    parser.add_argument(
+        "--results", type=Path, help="folder of the figure, table and CSVs (default --out)"
+    )
+    parser.add_argument("--games", nargs="+", default=[], metavar="ID", help="only these")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        choices=tuple(study.variants),
+        help="only these",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", default=[], type=int, metavar="N", help="these instead"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="of every seed, instead")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--plan", action="store_true", help="say what would be run, and end")
+    what.add_argument(
+        "--collect", action="store_true", help="run nothing: figure and table of what there is"
+    )
+    return parser
+
+
+def main(name: str, words: Sequence[str] | None = None, *, prog: str = "") -> int:
+    """The command of a study."""
+    study = STUDIES[name]
+    parser = _parser(name, study, prog or f"python -m experiments.{name}")
+    given = parser.parse_args(words)
+    preset = study.presets[given.preset]
+    out = given.out or Path("runs") / name / given.preset
+    results = given.results or out
+    try:
+        unknown = sorted(set(given.games) - set(preset.steps)) if given.steps is None else []
+        if unknown:
+            raise ConfigError(
+                f"--games {' '.join(unknown)}: --preset {given.preset} has "
+                f"{', '.join(preset.steps)}. Give one of these, or --steps as well."
+            )
+        chosen = {"games": given.games, "variants": given.variants, "seeds": given.seeds}
+        todo = cells(study, preset, out, **chosen, steps=given.steps)
+        for cell in todo:
+            _ = cell.config  # is refused now, not after hours
+        console = Console()
+        console.width = max(console.width, 110)
+        if not given.collect:
+            console.print(plan(todo, report.measured()))
+        if given.plan:
+            return 0
+        began = time.monotonic()
+        status = 0 if given.collect else carry_out(todo)
+        every = cells(study, preset, out, seeds=given.seeds, steps=given.steps, games=given.games)
+        if not collect(every, results):
+            raise ConfigError(f"--out {out} has no run that has begun, and no figure is drawn.")
+        report.build(name, given.preset, results)
+        console.print()
+        print((results / "table.md").read_text())
+        print(f"{results / 'figure.png'}: {time.monotonic() - began:.0f} s")
+    except (ConfigError, train.RunError, OSError, ValueError) as error:
+        return stop_with(error)
+    if status:
+        print(f"Go on by the same command: {shlex.join(['python', *sys.orig_argv[1:]])}")
+    return status
