@@ -186,7 +186,10 @@ class Runtime:
         "steps between rows of metrics.csv; by default a hundredth of the run", type=_count
     )
     checkpoint_seconds: float = _option("between checkpoints", default=300.0, type=float)
-    keep: int = _option("checkpoints kept", default=3, type=_count)
+    checkpoint_steps: int = _option(
+        "a checkpoint before the first step, too, and at every multiple of so many", type=_count
+    )
+    keep: int = _option("checkpoints kept, the latest", default=3, type=_count)
     save_replay: bool = _option(
         "put the replay into the checkpoints; otherwise it is refilled after --resume",
         default=False,
@@ -596,6 +599,7 @@ def parse(words: Sequence[str] | None = None) -> tuple[Config, Runtime]:
     }
     runtime = Runtime(**chosen)
     leasts = {"env_threads": 0, "report_every": 1, "checkpoint_seconds": 0, "keep": 1}
+    leasts["checkpoint_steps"] = 1
     for name, least in leasts.items():
         value = getattr(runtime, name)
         if value is not None and not value >= least:

@@ -40,8 +40,8 @@ class Trained(NamedTuple):
     step: int
 
 
-def load(out: Path) -> Trained:
-    """Reads a run's folder."""
+def load(out: Path, step: int | None = None) -> Trained:
+    """Reads a run's folder, its newest checkpoint or that of a step."""
     try:
         values = json.loads((out / "config.json").read_text())
     except FileNotFoundError:
@@ -58,17 +58,19 @@ def load(out: Path) -> Trained:
     ) as checkpoints:
         if checkpoints.latest() is None:
             raise ConfigError(f"{out} has no checkpoint yet. Wait for its first, then try again.")
-        step, state = restore(checkpoints, like)
+        step, state = restore(checkpoints, like, step)
     return Trained(config, about, learner, without_replay(state), step)
 
 
-def restore(checkpoints: Checkpoints, like: TrainState) -> tuple[int, TrainState]:
-    """The newest checkpoint, with the replay only where it has that."""
+def restore(
+    checkpoints: Checkpoints, like: TrainState, step: int | None = None
+) -> tuple[int, TrainState]:
+    """A checkpoint, the newest unless told otherwise, with the replay only where it has that."""
     try:
-        return checkpoints.restore(without_replay(like))
+        return checkpoints.restore(without_replay(like), step)
     except ValueError as error:
         try:
-            return checkpoints.restore(like)
+            return checkpoints.restore(like, step)
         except ValueError:
             raise error from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,7 +191,7 @@ def _save(figure: Figure, out: Path, source: str) -> None:
     image = Image.open(raw).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     info = PngImagePlugin.PngInfo()
     info.add_text("Source", source)
-    whole = out.with_name(f".{out.name}.new")
+    whole = out.with_name(f".{out.name}.{os.getpid()}")
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         image.save(whole, format="png", optimize=True, pnginfo=info)

@@ -1,21 +1,13 @@
-"""Tables and figures from the committed CSVs: `make results`, or `python -m experiments.report`.
-
-Of a folder with curves.csv and runs.csv it makes table.md and figure.png; into the pages of the
-documentation it puts the tables that they ask for by `<!-- results: NAME -->`.
-"""
+"""A study's table.md and figure.png, made from its curves.csv and runs.csv and nothing else."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
-import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from experiments import curves, panels, statistics
 from experiments.curves import Curves, read_rows
@@ -23,12 +15,20 @@ from experiments.panels import Line, Panel
 from experiments.statistics import Estimate
 from experiments.studies import STUDIES, Study
 
-__all__ = ["build", "main", "markdown", "measured"]
+__all__ = [
+    "build",
+    "digest",
+    "interval",
+    "load",
+    "made",
+    "markdown",
+    "measured",
+    "number",
+    "page",
+    "parts",
+]
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "experiments" / "results"
-FIGURES = ROOT / "docs" / "figures"
-PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "questions.md")
+RESULTS = Path(__file__).parent / "results"
 
 NAMES = {"episode_return": "return", "episode_length": "length of a game"}
 
@@ -63,52 +63,65 @@ def interval(x: Estimate) -> str:
     return f"{number(x.value)} [{number(x.low)}, {number(x.high)}]"
 
 
+def load(name: str, folder: Path) -> tuple[Study, Data, list[dict[str, str]]]:
+    """(study, curves, runs) of a folder."""
+    runs = read_rows(folder / "runs.csv")
+    lengths = {(row["game"], row["variant"]): int(row["of_steps"]) for row in runs}
+    return STUDIES[name], curves.read(folder / "curves.csv", lengths), runs
+
+
+def parts(name: str, preset: str, folder: Path) -> dict[str, str]:
+    """The pieces of table.md by name."""
+    study, data, runs = load(name, folder)
+    found = {"title": f"# {study.title}", "made": made(_command(name, preset), runs)}
+    found |= {NAMES[measure]: table(study, data, measure) for measure in study.measures}
+    if study.pairs and (text := pairs(study, data)):
+        found["pairs"] = text
+    if study.goals:
+        found["goals"] = goals(study, data, runs)
+    return found | {"runs": "Runs:\n\n" + runs_table(runs)}
+
+
 def build(name: str, preset: str, folder: Path) -> None:
     """Makes table.md and figure.png of a folder from its CSVs."""
-    study = STUDIES[name]
-    runs = read_rows(folder / "runs.csv")
-    data = curves.read(
-        folder / "curves.csv", {(row["game"], row["variant"]): int(row["of_steps"]) for row in runs}
-    )
-    (folder / "table.md").write_text(_page(name, preset, study, data, runs))
+    (folder / "table.md").write_text(page(parts(name, preset, folder)))
+    study, data, runs = load(name, folder)
     rows = _sweep_panels(study, data) if study.x_label else _curve_panels(study, data, runs)
-    panels.draw(rows, folder / "figure.png", title=study.title, source=_digest(name, folder))
+    panels.draw(rows, folder / "figure.png", title=study.title, source=digest(folder, study))
 
 
-def _digest(name: str, folder: Path) -> str:
-    """Of all that a figure is made from."""
-    whole = hashlib.sha256(repr(STUDIES.get(name)).encode())
-    here = Path(__file__).parent
-    code = [here / f"{x}.py" for x in ("curves", "panels", "plotting", "report", "statistics")]
+def page(found: Mapping[str, str]) -> str:
+    """The text of table.md."""
+    return "\n\n".join(found.values()) + "\n"
+
+
+def digest(folder: Path, study: Study) -> str:
+    """Of all that the figures of a folder are made from."""
+    whole = hashlib.sha256(repr(study).encode())
+    names = ("curves", "gradient_report", "panels", "plotting", "report", "statistics")
+    code = [Path(__file__).with_name(f"{name}.py") for name in names]
     for file in [*code, *sorted(folder.glob("*.csv"))]:
         whole.update(file.read_bytes())
     return whole.hexdigest()
 
 
-def _page(name: str, preset: str, study: Study, data: Data, runs: list[dict[str, str]]) -> str:
-    parts = [f"# {study.title}", _source(name, preset, runs)]
-    parts += [table(study, data, measure) for measure in study.measures]
-    if study.pairs and (text := pairs(study, data)):
-        parts.append(text)
-    if study.goals:
-        parts.append(goals(study, data, runs))
-    parts.append("Runs:\n\n" + runs_table(runs))
-    return "\n\n".join(parts) + "\n"
+def _command(name: str, preset: str) -> str:
+    module = name if name.startswith("figure") else f"questions {name}"
+    return f"python -m experiments.{module} --preset {preset}"
 
 
-def _source(name: str, preset: str, runs: list[dict[str, str]]) -> str:
-    module = f"experiments.{name}"
-    if name not in ("figure1", "figure2", "figure3"):
-        module = f"experiments.questions {name}"
+def made(command: str, runs: Sequence[Mapping[str, str]]) -> str:
+    """Where results come from."""
     seconds = sum(float(row["seconds"]) for row in runs)
     steps = sum(int(row["steps"]) * len(row["seeds"].split()) for row in runs)
     took = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
-    of = ", ".join(dict.fromkeys(row["processor"] for row in runs))
-    devices = ", ".join(dict.fromkeys(row["device"] for row in runs))
-    commits = ", ".join(dict.fromkeys(x for row in runs for x in row["commit"].split()))
+    device, processor, jax, commit = (
+        ", ".join(dict.fromkeys(x for row in runs for x in row[name].split(sep)))
+        for name, sep in (("device", "\n"), ("processor", "\n"), ("jax", "\n"), ("commit", " "))
+    )
     return (
-        f"`python -m {module} --preset {preset}`: {len(runs)} runs, {steps / 1e6:,.1f} million "
-        f"steps, {took} of runs; device {devices} ({of}), JAX {runs[0]['jax']}, commit {commits}."
+        f"`{command}`: {len(runs)} runs, {steps / 1e6:,.1f} million steps, {took} of runs; "
+        f"device {device} ({processor}), JAX {jax}, commit {commit}."
     )
 
 
@@ -330,42 +343,3 @@ def _sweep_panels(study: Study, data: Data) -> list[list[Panel]]:
             row.append(Panel(game, study.x_label, what, drawn, True, study.x_marks))
         rows.append(row)
     return rows
-
-
-def folders() -> list[tuple[str, str, Path]]:
-    """(study, preset, folder) of all committed results."""
-    return [
-        (file.parent.parent.name, file.parent.name, file.parent)
-        for file in sorted(RESULTS.glob("*/*/curves.csv"))
-    ]
-
-
-def stale() -> list[str]:
-    """What does not match the CSVs."""
-    found = []
-    for name, _, folder in folders():
-        figure = folder / "figure.png"
-        if not figure.exists() or Image.open(figure).info.get("Source") != _digest(name, folder):
-            found.append(str(figure))
-    return found
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.report",
-        description="Makes every table and figure anew from the CSVs in experiments/results, and "
-        "puts them into the pages of the documentation.",
-        allow_abbrev=False,
-    )
-    parser.parse_args(words)
-    for name, preset, folder in folders():
-        build(name, preset, folder)
-        FIGURES.mkdir(exist_ok=True)
-        shutil.copyfile(folder / "figure.png", FIGURES / f"{name}-{preset}.png")
-        print(folder)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["STUDIES", "Preset", "Study", "Variant"]
+__all__ = ["GRADIENTS", "STUDIES", "Preset", "Study", "Variant"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Preset:
       together: whether one program trains all seeds of a variant, side by side. Otherwise they
         are runs of their own, the first seed of everything before the second of anything.
       words: settings of all variants.
-      variants: which; none named is all.
     """
 
     about: str
@@ -44,7 +43,6 @@ class Preset:
     seeds: int
     together: bool = True
     words: str = ""
-    variants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def _on_policy(quick_seeds: int) -> dict[str, Preset]:
     return {
         "paper": Preset(_PROTOCOL, _each(PAPER_GAMES, 80_000_000), seeds=3),
         "gpu30": Preset(_GPU, _each(_TWO, 1_500_000), seeds=3, words=_SHORT),
-        "cpu": Preset(_CPU, _each(_TWO, 1_500_000), seeds=2, together=False, words=_SHORT),
+        "cpu": Preset(_CPU, _each(_TWO, 3_000_000), seeds=2, together=False, words=_SHORT),
         "quick": Preset(_QUICK, _SMALL, seeds=quick_seeds),
     }
 
@@ -281,3 +279,13 @@ STUDIES: dict[str, Study] = {
         by_time=True,
     ),
 }
+
+# Their runs end in other numbers than curves: `experiments.gradients`.
+GRADIENTS = Study(
+    "Soft Q-learning's and policy gradient's gradients along runs",
+    {
+        f"tau_{tau:g}": Variant(f"τ = {tau:g}", f"--algorithm soft_q --tau {tau:g}", x=tau)
+        for tau in (0.001, 0.01, 0.1, 0.3, 1.0)
+    },
+    {"quick": Preset("minutes: small games, five seeds", _PAIR, seeds=5, words="--keep 1000")},
+)

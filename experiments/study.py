@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import os
 import shlex
 import sys
 import time
@@ -28,12 +29,21 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import assembly, report, train
-from experiments.config import Config, ConfigError, complete, from_json, parse, stop_with
+from experiments.config import (
+    Config,
+    ConfigError,
+    complete,
+    flag,
+    from_json,
+    parse,
+    stop_with,
+    to_json,
+)
 from experiments.studies import STUDIES, Preset, Study
 from jaxsoft import environments
 from jaxsoft.metrics import read_csv, writing
 
-__all__ = ["Cell", "cells", "collect", "main"]
+__all__ = ["Cell", "about_run", "carry_out", "cells", "collect", "main", "write_csv"]
 
 REPORTS = 40
 """Rows of a seed's curve, in which it is drawn and compared."""
@@ -88,7 +98,7 @@ def cells(
 ) -> list[Cell]:
     """The runs of a preset, or some of them, in the order in which they tell most."""
     games = tuple(games) or tuple(preset.steps)
-    variants = tuple(variants) or preset.variants or tuple(study.variants)
+    variants = tuple(variants) or tuple(study.variants)
     seeds = tuple(seeds) or tuple(range(preset.seeds))
     groups = [seeds] if preset.together else [(seed,) for seed in seeds]
     found = []
@@ -145,12 +155,10 @@ def _known(
 ) -> tuple[float | None, float | None]:
     """Steps/s of all seeds and bytes a seed, in MB, of the nearest runs that were measured."""
     algorithm = cell.config.algorithm
-    shape = environments.about(cell.game).observation_shape
     alike = [
         row
         for row in known
-        if row["algorithm"] == algorithm
-        and len(environments.about(row["game"]).observation_shape) == len(shape)
+        if row["algorithm"] == algorithm and _has_images(row["game"]) == _has_images(cell.game)
     ]
     alike = [row for row in alike if row["game"] == cell.game] or alike
     rates = [float(row["steps_per_second"]) for row in alike if row["device"] == device]
@@ -161,17 +169,21 @@ def _known(
     )
 
 
+def _has_images(game: str) -> bool:
+    return len(environments.about(game).observation_shape) == 3
+
+
 def _ranges(seeds: Sequence[int]) -> str:
     whole = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
     return f"{seeds[0]}–{seeds[-1]}" if whole else " ".join(map(str, seeds))
 
 
 @contextlib.contextmanager
-def _alone(cell: Cell) -> Iterator[bool]:
-    """Whether no other process is at the cell; none comes to it meanwhile."""
-    with writing(cell.out):
-        cell.out.mkdir(parents=True, exist_ok=True)
-        with (cell.out / "lock").open("w") as file:
+def _alone(folder: Path) -> Iterator[bool]:
+    """Whether no other process is at the folder; none comes to it meanwhile."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -185,7 +197,7 @@ def carry_out(todo: Sequence[Cell]) -> int:
     for i, cell in enumerate(todo, start=1):
         if cell.finished:
             continue
-        with _alone(cell) as mine:
+        with _alone(cell.out) as mine:
             if not mine:
                 print(f"{cell.out}: another process is at it")
                 continue
@@ -211,46 +223,50 @@ def collect(todo: Sequence[Cell], results: Path) -> int:
             for name in ("seed", "step", "episode_return", "episodes", "episode_length"):
                 row[name] = f"{data[name][i]:.6g}" if "_" in name else int(data[name][i])
             curves.append(row)
-        runs.append(_about(cell, data))
+        runs.append(about_run(cell.out, cell.variant))
     if runs:
-        with writing(results):
-            results.mkdir(parents=True, exist_ok=True)
-        _write_csv(results / "curves.csv", curves)
-        _write_csv(results / "runs.csv", runs)
+        write_csv(results / "curves.csv", curves)
+        write_csv(results / "runs.csv", runs)
     return len(runs)
 
 
-def _about(cell: Cell, data: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A row of runs.csv: what it took, where, and the command."""
-    sessions = json.loads((cell.out / "run.json").read_text())["sessions"]
+def about_run(out: Path, variant: str = "") -> dict[str, Any]:
+    """A row of runs.csv of a run's folder: what it took, where, by which settings."""
+    config = from_json(json.loads((out / "config.json").read_text()))
+    sessions = json.loads((out / "run.json").read_text())["sessions"]
     last = sessions[-1]
-    seconds = sum(session["seconds"] for session in sessions)
-    steps = max(session["to_step"] for session in sessions)
-    rate = len(cell.seeds) * float(np.median(data["steps_per_second"]))
-    size = sum(file.stat().st_size for file in cell.out.rglob("*") if file.is_file())
+    rate = len(config.seeds) * float(np.median(read_csv(out / "metrics.csv")["steps_per_second"]))
+    settings = []
+    for name, value in to_json(config).items():
+        if name not in ("game", "seeds", "steps"):
+            word = flag(name) if value is not False else flag(f"no_{name}")
+            many = value if isinstance(value, list) else [value]
+            settings += [word, *([] if isinstance(value, bool) else map(str, many))]
     commits = dict.fromkeys(session["commit"] or "unknown" for session in sessions)
     return {
-        "game": cell.game,
-        "variant": cell.variant,
-        "algorithm": json.loads((cell.out / "config.json").read_text())["algorithm"],
-        "seeds": " ".join(map(str, cell.seeds)),
-        "steps": steps,
-        "of_steps": cell.steps,
-        "seconds": f"{seconds:.0f}",
+        "game": config.game,
+        "variant": variant or config.algorithm,
+        "algorithm": config.algorithm,
+        "seeds": " ".join(map(str, config.seeds)),
+        "steps": max(session["to_step"] for session in sessions),
+        "of_steps": config.steps,
+        "seconds": f"{sum(session['seconds'] for session in sessions):.0f}",
         "steps_per_second": f"{rate:.0f}",
-        "disk_bytes": size,
+        "disk_bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
         "device": last["device"],
         "processor": last["processor"],
         "jax": last["jax"],
         "commit": " ".join(commits),
         "began": sessions[0]["began"],
-        "settings": shlex.join(cell.words),
+        "settings": shlex.join(settings),
     }
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    whole = path.with_suffix(".tmp")
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replaces a file by rows of equal columns, as a whole."""
+    whole = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         with whole.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

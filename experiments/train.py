@@ -122,10 +122,14 @@ class _Run:
         """From an update to another."""
         every = self.runtime.report_every or max(1, self.config.steps // 100)
         period = max(1, every // self.loop.steps_per_update)
+        kept = self.runtime.checkpoint_steps
+        apart = max(1, kept // self.loop.steps_per_update) if kept else total
+        if kept and done == 0:
+            self.save(0)
         actors = self.loop.start()
         self.reported, saved_at, size = done, time.monotonic(), 1
         while done < total and signals.received is None:
-            until = min(total, (done // period + 1) * period)
+            until = min(total, *((done // x + 1) * x for x in (period, apart)))
             count = min(size, until - done)
             start = time.monotonic()
             self.state, actors, report = self.loop.run(self.state, actors, count)
@@ -135,6 +139,7 @@ class _Run:
             # By doubling, since the first call compiles.
             size = max(1, min(2 * size, int(size * CALL_SECONDS / took)))
             due = time.monotonic() - saved_at >= self.runtime.checkpoint_seconds
+            due |= done % apart == 0
             if done == until or due:
                 self.report(done)
             if due:

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
 from jaxsoft import _checks
 
-__all__ = ["Checkpoints", "read_config"]
+__all__ = ["Checkpoints", "read_config", "saved_steps"]
 
 PyTree = Any
 
@@ -135,7 +135,7 @@ class Checkpoints:
         step = operator.index(step)
         if step == self._last:
             return
-        steps = _steps(self._directory)
+        steps = saved_steps(self._directory)
         if not self._write or step < (self._last or 0) or (self._last is None and steps):
             before = "nothing" if self._last is None else f"step {self._last}"
             raise _checks.fail(
@@ -188,7 +188,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The step of the newest finished checkpoint, `None` if there is none."""
-        return max(_steps(self._directory), default=None)
+        return max(saved_steps(self._directory), default=None)
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
         """Reads a checkpoint, bit for bit what was saved.
@@ -208,7 +208,7 @@ class Checkpoints:
           OSError: it cannot be read.
         """
         self.wait()
-        steps = _steps(self._directory)
+        steps = saved_steps(self._directory)
         step = max(steps, default=None) if step is None else operator.index(step)
         if step is None or step not in steps:
             wanted = "the newest checkpoint" if step is None else f"step {step}"
@@ -302,14 +302,14 @@ class Checkpoints:
         for path in self._directory.iterdir():
             if re.match(r"[0-9]+\.", path.name):
                 shutil.rmtree(path, ignore_errors=True)
-        for step in _steps(self._directory)[: -self._keep]:
+        for step in saved_steps(self._directory)[: -self._keep]:
             self._remove(step)
 
 
 def read_config(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
     """The (config, version) that the newest checkpoint in a directory was saved with."""
     path = Path(directory).absolute()
-    steps = _steps(path)
+    steps = saved_steps(path)
     if not steps:
         raise FileNotFoundError(
             f"jaxsoft.read_config: given {path}, where there is no checkpoint; expected a "
@@ -328,7 +328,9 @@ class _About(NamedTuple):
     keys: dict[str, str]  # implementations of the typed keys among them
 
 
-def _steps(directory: Path) -> list[int]:
+def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """The steps of a directory's checkpoints, ascending."""
+    directory = Path(directory)
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 

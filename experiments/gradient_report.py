@@ -1,0 +1,227 @@
+"""table.md and figures of the gradients along runs, from gradients.csv and conditions.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import panels, statistics
+from experiments.curves import read_rows
+from experiments.panels import Line, Panel
+from experiments.report import digest, made, markdown, number, page
+from experiments.studies import GRADIENTS
+
+__all__ = ["build", "parts"]
+
+Row = Mapping[str, str]
+
+WEIGHTINGS = {"a2c": "c of A2C", "theory": "c = 1/τ"}
+CONDITIONS = {
+    "epsilon": "ε-greedy, ε",
+    "temperature": "acting at another temperature, times τ",
+    "age": "acting by old parameters, updates ago",
+    "target age": "target network, updates ago",
+}
+
+
+def parts(folder: Path) -> dict[str, str]:
+    """The pieces of table.md by name."""
+    runs = read_rows(folder / "runs.csv")
+    command = f"python -m experiments.gradients --preset {folder.name}"
+    if folder.name not in GRADIENTS.presets:
+        command = "python -m experiments.gradients --runs …"
+    return {
+        "title": f"# {GRADIENTS.title}",
+        "made": made(command, runs),
+        "alike": alike(read_rows(folder / "gradients.csv")),
+        "apart": apart(read_rows(folder / "conditions.csv")),
+    }
+
+
+def build(folder: Path) -> None:
+    """Makes table.md, figure.png and conditions.png of a folder from its CSVs."""
+    (folder / "table.md").write_text(page(parts(folder)))
+    source = digest(folder, GRADIENTS)
+    rows = _alike_panels(read_rows(folder / "gradients.csv"))
+    panels.draw(rows, folder / "figure.png", title=GRADIENTS.title, source=source)
+    panels.draw(
+        _apart_panels(read_rows(folder / "conditions.csv")),
+        folder / "conditions.png",
+        title="The expected gradients, where a precondition of the theorem is broken",
+        source=source,
+    )
+
+
+def alike(rows: Sequence[Row]) -> str:
+    """Cosine, norm ratio and variances, at the batch nearest to A2C's 80 steps."""
+    head = [
+        "game", "weighting", "τ", "steps, of the run", "batch", "cosine", "norm, soft Q / PG",
+        "trace of covariance, soft Q / PG", "share of the noise in PG's gradient",
+    ]  # fmt: skip
+    batches = sorted({int(row["batch"]) for row in rows})
+    batch = min(batches, key=lambda b: abs(b - 80))
+    body = []
+    for kind, word in WEIGHTINGS.items():
+        for game, tau in _keys(rows, "game", "tau"):
+            for share in _ends(rows):
+                here = [
+                    row
+                    for row in rows
+                    if (row["game"], row["tau"], row["weighting"]) == (game, tau, kind)
+                    and float(row["share"]) == share
+                    and int(row["batch"]) == batch
+                ]
+                if here:
+                    body.append(
+                        [game, word, tau, f"{share:.0%}", str(batch)]
+                        + [_spread([value(row) for row in here]) for value in _VALUES.values()]
+                    )
+    return markdown(head, body, left=2)
+
+
+def _trace_ratio(row: Row) -> float:
+    return float(row["trace_soft_q"]) / float(row["trace_policy"])
+
+
+def _noise(row: Row) -> float:
+    trace, signal = float(row["trace_policy"]), max(float(row["signal_policy"]), 0.0)
+    return trace / (trace + signal)
+
+
+_VALUES: dict[str, Callable[[Row], float]] = {
+    "cosine": lambda row: float(row["cosine"]),
+    "norm, soft Q / PG": lambda row: float(row["norm_ratio"]),
+    "trace of covariance, soft Q / PG": _trace_ratio,
+    "noise": _noise,
+}
+
+
+def apart(rows: Sequence[Row]) -> str:
+    """Differences of the expected gradients by condition."""
+    head = [
+        "game", "", "", "KL(μ‖π)", "total variation", "difference, as acted",
+        "difference, weighted by π/μ",
+    ]  # fmt: skip
+    body = []
+    for game in dict.fromkeys(row["game"] for row in rows):
+        for what, x in _keys([r for r in rows if r["game"] == game], "condition", "x"):
+            here = [r for r in rows if (r["game"], r["condition"], r["x"]) == (game, what, x)]
+            medians = [
+                float(np.median([float(row[name]) for row in here]))
+                for name in ("kl", "variation", "as_acted", "reweighted")
+            ]
+            label = CONDITIONS.get(what, "all as the theorem wants it")
+            shown = number(float(x)) if what in CONDITIONS else ""
+            body.append([game, label, shown, *(f"{value:.1e}" for value in medians)])
+    return markdown(head, body, left=2)
+
+
+def _alike_panels(rows: Sequence[Row]) -> list[list[Panel]]:
+    games = list(dict.fromkeys(row["game"] for row in rows))
+    shares = _ends(rows)
+    taus = sorted({float(row["tau"]) for row in rows})
+    result = []
+
+    def line(label: str, points: Iterable[tuple[float, list[float]]]) -> Line:
+        points = list(points)
+        x = np.array([at for at, _ in points])
+        estimates = [statistics.iqm_estimate(np.array(values)) for _, values in points]
+        y, low, high = (np.array(part) for part in zip(*estimates, strict=True))
+        return Line(label, x, y, low, high)
+
+    for kind, word in WEIGHTINGS.items():
+        here = [row for row in rows if row["weighting"] == kind]
+        batches = sorted({int(row["batch"]) for row in here})
+        last = shares[-1]
+        result.append(
+            [
+                Panel(
+                    f"{game}, {word}, end of the run",
+                    "steps in the batch",
+                    "cosine of the two gradients",
+                    [
+                        line(
+                            f"τ = {tau:g}",
+                            (
+                                (batch, values)
+                                for batch in batches
+                                if (values := _of(here, game, tau, last, batch, "cosine"))
+                            ),
+                        )
+                        for tau in taus
+                    ],
+                    marked=True,
+                )
+                for game in games
+            ]
+        )
+    # Over τ where there are several; a run at one has its course.
+    for name in ("norm, soft Q / PG", "trace of covariance, soft Q / PG"):
+        row = []
+        for game in games:
+            lines = []
+            for kind, word in WEIGHTINGS.items():
+                here = [r for r in rows if r["weighting"] == kind and r["game"] == game]
+                batch = min({int(r["batch"]) for r in here}, key=lambda b: abs(b - 80))
+                if len(taus) > 1:
+                    for share in (shares[0], shares[-1]):
+                        at = "start" if share == shares[0] else "end"
+                        points = [(tau, _of(here, game, tau, share, batch, name)) for tau in taus]
+                        lines.append(line(f"{at} of the run, {word}", points))
+                else:
+                    points = [
+                        (max(share, 0.01), _of(here, game, taus[0], share, batch, name))
+                        for share in shares
+                    ]
+                    lines.append(line(word, points))
+            unit = "temperature τ" if len(taus) > 1 else "share of the run"
+            row.append(Panel(f"{game}, batches of {batch}", unit, name, lines, marked=True))
+        result.append(row)
+    return result
+
+
+def _of(
+    rows: Sequence[Row], game: str, tau: float, share: float, batch: int, name: str
+) -> list[float]:
+    return [
+        _VALUES[name](row)
+        for row in rows
+        if row["game"] == game
+        and float(row["tau"]) == tau
+        and float(row["share"]) == share
+        and int(row["batch"]) == batch
+    ]
+
+
+def _apart_panels(rows: Sequence[Row]) -> list[list[Panel]]:
+    result = []
+    for game in dict.fromkeys(row["game"] for row in rows):
+        row = []
+        for what, label in CONDITIONS.items():
+            here = [r for r in rows if (r["game"], r["condition"]) == (game, what)]
+            places = sorted({float(r["x"]) for r in here})
+            lines = []
+            for name, word in (("as_acted", "as acted"), ("reweighted", "weighted by π/μ")):
+                values = [
+                    [max(float(r[name]), 1e-9) for r in here if float(r["x"]) == x] for x in places
+                ]
+                quartiles = np.array([np.quantile(v, (0.5, 0.25, 0.75)) for v in values]).T
+                lines.append(Line(word, np.array(places), *quartiles))
+            row.append(Panel(game, label, "relative difference", lines, marked=True, log_y=True))
+        result.append(row)
+    return result
+
+
+def _keys(rows: Sequence[Row], *names: str) -> list[tuple[str, ...]]:
+    return list(dict.fromkeys(tuple(row[name] for name in names) for row in rows))
+
+
+def _ends(rows: Sequence[Row]) -> list[float]:
+    return sorted({float(row["share"]) for row in rows})
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean, deviation = statistics.mean_and_deviation(np.array(values))
+    return f"{mean:.3f}" + ("" if np.isnan(deviation) else f" ± {deviation:.3f}")

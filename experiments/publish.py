@@ -1,0 +1,127 @@
+"""Every table and figure anew from the committed CSVs: `make results`.
+
+In each folder of experiments/results it writes table.md and the figures. It copies the figures into
+the documentation, and fills what stands there between `<!-- results: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from experiments import claims, gradient_report, report
+from experiments.studies import GRADIENTS, STUDIES
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
+FIGURES = ROOT / "docs" / "figures"
+PAGES = (
+    ROOT / "docs" / "results.md",
+    ROOT / "docs" / "questions.md",
+)
+
+Folder = tuple[str, str, Path]
+
+
+def folders(results: Path = RESULTS) -> list[Folder]:
+    """(study, preset, folder) of all results."""
+    return [
+        (file.parent.parent.name, file.parent.name, file.parent)
+        for file in sorted(results.glob("*/*/runs.csv"))
+    ]
+
+
+def parts(results: Path = RESULTS) -> dict[str, str]:
+    """All that pages may ask for: "figure3/quick pairs" and the like."""
+    found = {"claims": claims.table(results)}
+    for name, preset, folder in folders(results):
+        pieces = (
+            gradient_report.parts(folder)
+            if name == "gradients"
+            else report.parts(name, preset, folder)
+        )
+        found |= {f"{name}/{preset} {part}": text for part, text in pieces.items()}
+    return found
+
+
+def filled(page: str, found: Mapping[str, str]) -> str:
+    """A page with what stands between its marks made anew."""
+
+    def section(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in found:
+            raise SystemExit(f"a page asks for the results of {name}; there are {sorted(found)}")
+        return f"<!-- results: {name} -->\n\n{found[name]}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- results: (.*?) -->.*?<!-- end -->", section, page, flags=re.DOTALL)
+
+
+def stale(results: Path = RESULTS) -> list[Path]:
+    """What is not what the CSVs make of it."""
+    found = []
+    for name, preset, folder in folders(results):
+        if name == "gradients":
+            study, pieces = GRADIENTS, gradient_report.parts(folder)
+            figures = ["figure.png", "conditions.png"]
+        else:
+            study, pieces = STUDIES[name], report.parts(name, preset, folder)
+            figures = ["figure.png"]
+        if (folder / "table.md").read_text() != report.page(pieces):
+            found.append(folder / "table.md")
+        source = report.digest(folder, study)
+        for figure in figures:
+            files = (folder / figure, FIGURES / _name(name, preset, figure))
+            found += [file for file in files if _source(file) != source]
+    pages = parts(results)
+    return found + [page for page in PAGES if filled(page.read_text(), pages) != page.read_text()]
+
+
+def _source(figure: Path) -> str | None:
+    if not figure.exists():
+        return None
+    with Image.open(figure) as image:
+        return image.info.get("Source")
+
+
+def _name(study: str, preset: str, figure: str) -> str:
+    return f"{study}-{preset}{figure.removeprefix('figure').replace('conditions', '-conditions')}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.publish",
+        description="Makes every table and figure anew from the CSVs in experiments/results, and "
+        "puts them into the pages of the documentation.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
+    given = parser.parse_args(words)
+    if given.check:
+        found = stale()
+        for file in found:
+            print(f"{file.relative_to(ROOT)} is not of the CSVs. Run make results.")
+        return bool(found)
+    FIGURES.mkdir(exist_ok=True)
+    for name, preset, folder in folders():
+        if name == "gradients":
+            gradient_report.build(folder)
+        else:
+            report.build(name, preset, folder)
+        for figure in folder.glob("*.png"):
+            shutil.copyfile(figure, FIGURES / _name(name, preset, figure.name))
+        print(folder.relative_to(ROOT))
+    pieces = parts()
+    for page in PAGES:
+        page.write_text(filled(page.read_text(), pieces))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

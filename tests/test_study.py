@@ -1,0 +1,226 @@
+"""A study runs what it says, once, whoever starts it; what it leaves is what its runs wrote."""
+
+import csv
+import dataclasses
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import questions, report, study, train
+from experiments.studies import GRADIENTS, STUDIES
+from jaxsoft.metrics import read_csv
+
+WHOLE = {**STUDIES, "gradients": GRADIENTS}
+ALL = [(name, preset) for name, x in WHOLE.items() for preset in x.presets]
+FEW = ["--preset", "quick", "--games", "Catch-v0", "--seeds", "0", "1", "--steps", "2_000"]
+TINY = [*FEW, "--variants", "policy_gradient", "soft_q"]
+
+
+@pytest.mark.parametrize(("name", "preset"), ALL)
+def test_every_run_of_every_preset_has_settings_that_can_be_run(name: str, preset: str) -> None:
+    whole = WHOLE[name]
+    todo = study.cells(whole, whole.presets[preset], Path("runs"))
+    assert len({cell.out for cell in todo}) == len(todo)
+    about = whole.presets[preset]
+    seeds = sum(len(cell.seeds) for cell in todo)
+    assert seeds == len(about.steps) * len(whole.variants) * about.seeds
+    for cell in todo:
+        assert cell.config.steps == about.steps[cell.game]
+        assert cell.config.seeds == cell.seeds
+    for first, second in whole.pairs:
+        assert {first, second} <= set(whole.variants)
+    assert whole.against in (*whole.variants, "")
+
+
+def test_the_papers_presets_are_its_protocol() -> None:
+    for name, seeds in (("figure1", 3), ("figure2", 2), ("figure3", 3)):
+        preset = STUDIES[name].presets["paper"]
+        todo = study.cells(STUDIES[name], preset, Path("runs"))
+        assert len(preset.steps) == 7
+        assert preset.seeds == seeds
+        if name == "figure2":
+            assert {cell.config.tau for cell in todo} == {0.0, 0.1}
+            assert {cell.config.n for cell in todo} == {1, 5}
+            continue
+        for c in (cell.config for cell in todo):
+            assert (c.num_envs, c.rollout_length, c.n, c.steps) == (16, 5, 5, 80_000_000)
+            assert (c.optimiser, c.learning_rate, c.schedule) == ("rmsprop", 7e-4, "linear")
+            assert (c.tau, c.discount, c.max_gradient_norm) == (0.01, 0.99, 0.5)
+            assert not c.centred
+    weights = {
+        cell.variant: cell.config.value_coef
+        for cell in study.cells(
+            STUDIES["figure3"], STUDIES["figure3"].presets["paper"], Path("runs")
+        )
+    }
+    assert weights["soft_q"] == weights["policy_gradient"] == 0.5
+    assert weights["soft_q_unscaled"] == weights["policy_gradient_unscaled"] == 100
+
+
+def test_runs_of_their_own_come_seed_by_seed() -> None:
+    preset = STUDIES["figure3"].presets["cpu"]
+    todo = study.cells(STUDIES["figure3"], preset, Path("runs"))
+    order = [cell.seeds[0] for cell in todo]
+    assert order == sorted(order)
+    assert todo[0].out == Path("runs/Pong-v5/policy_gradient/0")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("figure3")
+    assert study.main("figure3", [*TINY, "--out", str(out)]) == 0
+    return out
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_study_leaves_its_curves_runs_table_and_figure(done: Path) -> None:
+    curves, runs = rows(done / "curves.csv"), rows(done / "runs.csv")
+    assert len(runs) == 2
+    for run in runs:
+        data = read_csv(done / run["game"] / run["variant"] / "metrics.csv")
+        mine = [row for row in curves if row["variant"] == run["variant"]]
+        assert len(mine) == len(data["step"])
+        np.testing.assert_allclose(
+            [float(row["episode_return"]) for row in mine], data["episode_return"], rtol=1e-5
+        )
+        assert int(run["steps"]) == 1920
+        assert float(run["seconds"]) > 0
+        assert "--algorithm" in run["settings"]
+    page = (done / "table.md").read_text()
+    for word in ("policy gradient, c = 0.5", "soft Q-learning, c = 0.5", "Runs:", "2 + 2"):
+        assert word in page
+    with Image.open(done / "figure.png") as image:
+        assert image.info["Source"] == report.digest(done, STUDIES["figure3"])
+        colours = image.convert("RGB").getcolors(1 << 24)
+        assert colours is not None
+        assert len(colours) > 20
+
+
+def test_the_same_command_again_trains_nothing(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> int:
+        raise AssertionError("trained again")
+
+    before = (done / "table.md").read_text()
+    monkeypatch.setattr(train, "train", never)
+    assert study.main("figure3", [*TINY, "--out", str(done)]) == 0
+    assert (done / "table.md").read_text() == before
+
+
+def test_what_there_is_can_be_collected_elsewhere(done: Path, tmp_path: Path) -> None:
+    words = [*TINY, "--out", str(done), "--results", str(tmp_path / "new"), "--collect"]
+    assert study.main("figure3", words) == 0
+    for name in ("curves.csv", "table.md", "figure.png"):
+        assert (tmp_path / "new" / name).read_bytes() == (done / name).read_bytes()
+
+
+def test_a_study_that_was_broken_off_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: Path
+) -> None:
+    whole, count = train.train, 0
+
+    def broken(*arguments: object) -> int:
+        nonlocal count
+        count += 1
+        return 130 if count == 2 else whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train, "train", broken)
+    assert study.main("figure3", [*TINY, "--out", str(tmp_path)]) == 130
+    assert len(rows(tmp_path / "runs.csv")) == 1
+    monkeypatch.setattr(train, "train", whole)
+    assert study.main("figure3", [*TINY, "--out", str(tmp_path)]) == 0
+    assert rows(tmp_path / "curves.csv") == rows(done / "curves.csv")
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "Catch-v0" / "soft_q"
+    folder.mkdir(parents=True)
+    words = [*FEW, "--variants", "soft_q", "--out", str(tmp_path)]
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert study.main("figure3", words) == 2
+        assert "another process is at it" in capsys.readouterr().out
+        assert not (folder / "metrics.csv").exists()
+
+
+def test_a_plan_runs_nothing_and_says_how_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--preset", "paper", "--plan", "--out", str(tmp_path / "none")]
+    assert study.main("figure3", words) == 0
+    said = capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+    for word in ("80,000,000", "SpaceInvaders-v5", "6,720,000,000", "hours", "disk"):
+        assert word in said
+
+
+def test_a_plan_reckons_with_the_rates_of_this_kind_of_device(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {
+        "game": "CartPole-v1", "algorithm": "soft_q", "seeds": "0 1", "disk_bytes": "4000000",
+        "steps_per_second": "2", "device": "cpu",
+    }  # fmt: skip
+    elsewhere = known | {"steps_per_second": "9999", "device": "another"}
+    monkeypatch.setattr(report, "measured", lambda: [known, elsewhere])
+    cell = study.cells(
+        STUDIES["figure3"],
+        STUDIES["figure3"].presets["quick"],
+        Path("none"),
+        variants=["soft_q"],
+        games=["Catch-v0"],
+        seeds=[0, 1, 2],
+        steps=2_400,
+    )
+    study.main("figure3", [*TINY, "--plan"])
+    said = capsys.readouterr().out
+    assert "not measured" in said
+    # 2 seeds x 2,000 steps at 2 a second.
+    assert "0.56" in said
+    assert study._known(cell[0], [known, elsewhere], "cpu") == (2.0, 2.0)
+
+
+def test_errors_say_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert study.main("figure3", ["--preset", "quick", "--games", "Pong-v5"]) == 2
+    assert "--steps as well" in capsys.readouterr().err
+    words = [*TINY, "--collect", "--out", str(tmp_path)]
+    assert study.main("figure3", words) == 2
+    assert "no run that has begun" in capsys.readouterr().err
+    assert questions.main(["nonsense"]) == 2
+    assert "weighting" in capsys.readouterr().err
+    assert questions.main(["--help"]) == 0
+
+
+@pytest.mark.parametrize("module", ["figure1", "figure2", "figure3", "questions natural"])
+def test_help(module: str) -> None:
+    command = [sys.executable, "-W", "error", "-m", *f"experiments.{module} --help".split()]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for word in ("--preset", "quick", "variants:", "--plan", "taskset"):
+        assert word in said
+    assert max(map(len, said.splitlines())) <= 110
+
+
+def test_a_finished_run_is_known_from_its_files(done: Path) -> None:
+    todo = study.cells(
+        STUDIES["figure3"],
+        STUDIES["figure3"].presets["quick"],
+        done,
+        games=["Catch-v0"],
+        seeds=[0, 1],
+        steps=2_000,
+    )
+    assert all(cell.finished for cell in todo)
+    assert not dataclasses.replace(todo[0], out=done / "nowhere").finished
+    about = json.loads((todo[0].out / "run.json").read_text())
+    assert todo[0].done == about["sessions"][-1]["to_step"]
