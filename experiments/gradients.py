@@ -230,7 +230,10 @@ def _numbers(soft_q: Any, policy_gradient: Any) -> dict[str, Array]:
 
 def _measured(out: Path, size: Size) -> dict[str, list[dict[str, Any]]]:
     """Of a run's folder, once: what was measured before is read."""
-    steps = _nearest(checkpoint.saved_steps(out / "checkpoints"), SHARES)
+    saved = checkpoint.saved_steps(out / "checkpoints")
+    if not saved:
+        raise ConfigError(f"{out} holds no run with a checkpoint. Name the --out of one.")
+    steps = _nearest(saved, SHARES)
     about = {"steps": steps, **dataclasses.asdict(size), "ages": list(size.ages)}
     file = out / "gradients.json"
     if file.exists():
