@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 SETUP := sh .ci/setup "$(VENV)" "$(PYTHON)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench test test-slow lint format docs hooks wheel constraints clean
+.PHONY: help run bench results test test-slow lint format docs hooks wheel constraints clean
 
 help: ## Print the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,10 @@ bench: ## Measure, in ten minutes on two cores, and compare with the committed r
 	$(BIN)/python -m benchmarks.training_throughput --json build/bench/training_throughput_cpu.json
 	$(BIN)/python -m benchmarks.memory --json build/bench/memory_cpu.json
 	$(BIN)/python -m benchmarks.regression build/bench
+
+results: ## Make every table and figure of the experiments anew from the committed CSVs
+	@$(SETUP) train
+	$(BIN)/python -m experiments.publish
 
 test: lint ## Lint, check the format and the types, run the tests
 	$(BIN)/python -m pytest -n $(JOBS)

@@ -7,6 +7,7 @@ the documentation, and fills what stands there between `<!-- results: NAME -->` 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shutil
 import sys
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from experiments import claims, gradient_report, report
+from experiments import claims, gradient_report, report, study
+from experiments.curves import read_rows
 from experiments.studies import GRADIENTS, STUDIES
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +41,7 @@ def folders(results: Path = RESULTS) -> list[Folder]:
 
 def parts(results: Path = RESULTS) -> dict[str, str]:
     """All that pages may ask for: "figure3/quick pairs" and the like."""
-    found = {"claims": claims.table(results)}
+    found = {"claims": claims.table(results), "not run": not_run(results)}
     for name, preset, folder in folders(results):
         pieces = (
             gradient_report.parts(folder)
@@ -48,6 +50,31 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         )
         found |= {f"{name}/{preset} {part}": text for part, text in pieces.items()}
     return found
+
+
+def not_run(results: Path) -> str:
+    """The presets of the figures that there are no results of, and what they would take."""
+    known = [row for _, _, folder in folders(results) for row in read_rows(folder / "runs.csv")]
+    body = []
+    for name, whole in STUDIES.items():
+        for key, preset in whole.presets.items():
+            if (results / name / key).exists():
+                continue
+            todo = study.cells(whole, preset, Path("nowhere"))
+            steps = sum(cell.steps * len(cell.seeds) for cell in todo)
+            costs = [study.cost(cell, known, "cpu") for cell in todo]
+            hours, disk = sum(x.hours for x in costs), sum(x.disk for x in costs)
+            body.append(
+                [
+                    f"`python -m experiments.{name} --preset {key}`",
+                    f"{len(preset.steps)} × {len(whole.variants)} × {preset.seeds}",
+                    f"{steps / 1e6:,.0f}",
+                    "not measured" if math.isnan(hours) else f"{hours / 24:,.1f}",
+                    "not measured" if math.isnan(disk) else f"{disk / 1e3:,.1f}",
+                ]
+            )
+    head = ["", "games × variants × seeds", "million steps", "days of one process on a CPU", "GB"]
+    return report.markdown(head, body)
 
 
 def filled(page: str, found: Mapping[str, str]) -> str:

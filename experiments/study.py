@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ from experiments.studies import STUDIES, Preset, Study
 from jaxsoft import environments
 from jaxsoft.metrics import read_csv, writing
 
-__all__ = ["Cell", "about_run", "carry_out", "cells", "collect", "main", "write_csv"]
+__all__ = ["Cell", "about_run", "carry_out", "cells", "collect", "cost", "main", "write_csv"]
 
 REPORTS = 40
 """Rows of a seed's curve, in which it is drawn and compared."""
@@ -113,47 +113,59 @@ def cells(
     return found
 
 
-def plan(todo: Sequence[Cell], known: Sequence[dict[str, str]]) -> Table:
-    """What is to be run: how many steps, how long at the measured rate, how much disk.
+class Cost(NamedTuple):
+    """What is left of runs; NaN where nothing like it was measured.
 
-    A rate is that of the committed runs of the same algorithm on the same game with this kind of
-    device, or else on the games that are as large.
+    Attributes:
+      rate: steps a second of all seeds.
+      hours: of what is not done.
+      disk: MB.
     """
+
+    rate: float
+    hours: float
+    disk: float
+
+
+def cost(cell: Cell, known: Sequence[dict[str, str]], device: str) -> Cost:
+    """By the committed runs of the same algorithm, on the same game or on games as large."""
+    rate, size = _known(cell, known, device)
+    left = (cell.steps - min(cell.done, cell.steps)) * len(cell.seeds)
+    return Cost(rate, left / rate / 3600 if left else 0.0, size * len(cell.seeds))
+
+
+def plan(todo: Sequence[Cell], known: Sequence[dict[str, str]]) -> Table:
+    """What is to be run: how many steps, how long at the measured rate, how much disk."""
     device = jax.devices()[0].device_kind
     table = Table(title=f"To run, at the rates measured on this kind of device ({device})")
     for name in ("game", "variant"):
         table.add_column(name)
     for name in ("seeds", "steps each", "done", "steps/s", "hours", "disk, MB"):
         table.add_column(name, justify="right")
-    hours, disk, unknown = 0.0, 0.0, 0
-    for cell in todo:
-        rate, size = _known(cell, known, device)
-        left = (cell.steps - min(cell.done, cell.steps)) * len(cell.seeds)
-        takes = left / rate / 3600 if rate else None
-        hours += takes or 0.0
-        unknown += takes is None
-        disk += (size or 0.0) * len(cell.seeds)
+    costs = [cost(cell, known, device) for cell in todo]
+    for cell, (rate, hours, disk) in zip(todo, costs, strict=True):
         table.add_row(
             cell.game,
             cell.variant,
             _ranges(cell.seeds),
             f"{cell.steps:,}",
             f"{min(1.0, cell.done / cell.steps):.0%}",
-            f"{rate:,.0f}" if rate else "not measured",
-            f"{takes:.2f}" if takes is not None else "?",
-            f"{size * len(cell.seeds):,.1f}" if size is not None else "?",
+            "not measured" if np.isnan(rate) else f"{rate:,.0f}",
+            "?" if np.isnan(hours) else f"{hours:.2f}",
+            "?" if np.isnan(disk) else f"{disk:,.1f}",
         )
     table.add_section()
     steps = sum(cell.steps * len(cell.seeds) for cell in todo)
-    more = " + ?" if unknown else ""
-    table.add_row("all", "", "", f"{steps:,}", "", "", f"{hours:.2f}{more}", f"{disk:,.1f}{more}")
+    totals = []
+    for values in ([x.hours for x in costs], [x.disk for x in costs]):
+        more = " + ?" if np.isnan(values).any() else ""
+        totals.append(f"{np.nansum(values):,.2f}{more}")
+    table.add_row("all", "", "", f"{steps:,}", "", "", *totals)
     return table
 
 
-def _known(
-    cell: Cell, known: Sequence[dict[str, str]], device: str
-) -> tuple[float | None, float | None]:
-    """Steps/s of all seeds and bytes a seed, in MB, of the nearest runs that were measured."""
+def _known(cell: Cell, known: Sequence[dict[str, str]], device: str) -> tuple[float, float]:
+    """Steps/s of all seeds and MB a seed, of the nearest runs that were measured."""
     algorithm = cell.config.algorithm
     alike = [
         row
@@ -164,8 +176,8 @@ def _known(
     rates = [float(row["steps_per_second"]) for row in alike if row["device"] == device]
     sizes = [float(row["disk_bytes"]) / 1e6 / len(row["seeds"].split()) for row in alike]
     return (
-        float(np.median(rates)) if rates else None,
-        float(np.median(sizes)) if sizes else None,
+        float(np.median(rates)) if rates else float("nan"),
+        float(np.median(sizes)) if sizes else float("nan"),
     )
 
 

@@ -188,7 +188,7 @@ def test_a_plan_reckons_with_the_rates_of_this_kind_of_device(
     assert "not measured" in said
     # 2 seeds x 2,000 steps at 2 a second.
     assert "0.56" in said
-    assert study._known(cell[0], [known, elsewhere], "cpu") == (2.0, 2.0)
+    assert study.cost(cell[0], [known, elsewhere], "cpu") == (2.0, 1.0, 6.0)
 
 
 def test_errors_say_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
