@@ -39,14 +39,12 @@ from experiments.config import (
     stop_with,
     to_json,
 )
+from experiments.curves import BINS
 from experiments.studies import STUDIES, Preset, Study
 from jaxsoft import environments
 from jaxsoft.metrics import read_csv, writing
 
 __all__ = ["Cell", "about_run", "carry_out", "cells", "collect", "cost", "main", "write_csv"]
-
-REPORTS = 40
-"""Rows of a seed's curve, in which it is drawn and compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +104,7 @@ def cells(
         length = preset.steps[game] if steps is None else steps
         words = ["--game", game, "--steps", str(length), *shlex.split(preset.words)]
         words += shlex.split(study.variants[name].words)
-        words += ["--seeds", *map(str, group), "--report-every", str(max(1, length // REPORTS))]
+        words += ["--seeds", *map(str, group), "--report-every", str(max(1, length // BINS))]
         place = out / game / name
         place = place if preset.together else place / str(group[0])
         found.append(Cell(game, name, group, length, tuple(words), place))

@@ -466,7 +466,7 @@ def test_help_gives_the_defaults_that_are_taken(monkeypatch, capsys, tmp_path):
     # What has no default has none on purpose, and says so where it is not asked for.
     assert {name for name, word in said.items() if word is None} == {
         *("--game", "--algorithm", "--steps", "--out", "--video"),
-        *("--max-episode-steps", "--report-every"),
+        *("--max-episode-steps", "--report-every", "--checkpoint-steps"),
     }
     for name in ALGORITHMS:
         assert re.search(rf"^  {name} +\S", text, re.MULTILINE)
