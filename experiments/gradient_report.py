@@ -58,7 +58,8 @@ def alike(rows: Sequence[Row]) -> str:
     """Cosine, norm ratio and variances, at the batch nearest to A2C's 80 steps."""
     head = [
         "game", "weighting", "τ", "steps, of the run", "batch", "cosine", "norm, soft Q / PG",
-        "trace of covariance, soft Q / PG", "share of the noise in PG's gradient",
+        "trace of covariance, soft Q / PG", "E‖soft Q − PG‖² / that trace of PG",
+        "noise in PG, of its square",
     ]  # fmt: skip
     batches = sorted({int(row["batch"]) for row in rows})
     batch = min(batches, key=lambda b: abs(b - 80))
@@ -94,6 +95,7 @@ _VALUES: dict[str, Callable[[Row], float]] = {
     "cosine": lambda row: float(row["cosine"]),
     "norm, soft Q / PG": lambda row: float(row["norm_ratio"]),
     "trace of covariance, soft Q / PG": _trace_ratio,
+    "difference": lambda row: float(row["difference"]) / float(row["trace_policy"]),
     "noise": _noise,
 }
 

@@ -336,6 +336,21 @@ def test_going_on_begins_with_what_was_saved(again, capsys):
     assert in_tensorboard(again) == shown
 
 
+def test_checkpoints_along_a_run_are_at_the_same_steps_after_a_kill(tmp_path):
+    apart = ["--checkpoint-steps", "17", "--checkpoint-seconds", "1e9", "--keep", "100"]
+    words = [*SMALL, "--algorithm", "a2c", "--steps", "80", "--report-every", "24", *apart]
+    assert run(tmp_path / "whole", *words) == 0
+    # 17 steps are two updates of 8; before the first of them there is one, too.
+    assert checkpoints_of(tmp_path / "whole") == [0, 16, 32, 48, 64, 80]
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for step in (48, 64, 80):
+        shutil.rmtree(tmp_path / "killed" / "checkpoints" / str(step))
+    assert resume(tmp_path / "killed", *apart) == 0
+    assert checkpoints_of(tmp_path / "killed") == [0, 16, 32, 48, 64, 80]
+    assert_same(*saved(tmp_path / "whole", 32), *saved(tmp_path / "killed", 32))
+    assert steps_of(tmp_path / "killed", (0,))[-1] == 80
+
+
 def test_a_kill_between_rows_and_checkpoint_loses_the_rows(again, capsys):
     """What was reported after the newest checkpoint is learned again, and reported once."""
     shutil.rmtree(again / "checkpoints" / str(3 * UPDATE))
