@@ -13,6 +13,7 @@ import contextlib
 import csv
 import dataclasses
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -47,6 +48,10 @@ from jaxsoft.metrics import read_csv, writing
 __all__ = ["Cell", "about_run", "carry_out", "cells", "collect", "cost", "main", "write_csv"]
 
 
+# A fifth of a second for a game of Atari, and a study has many cells of each.
+_look_up = functools.cache(environments.about)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One run of `experiments.train`: a variant on a game, for some seeds."""
@@ -58,10 +63,10 @@ class Cell:
     words: tuple[str, ...]
     out: Path
 
-    @property
+    @functools.cached_property
     def config(self) -> Config:
         """The settings, completed."""
-        about = environments.about(self.game)
+        about = _look_up(self.game)
         given = parse([*self.words, "--out", str(self.out)])[0]
         return complete(given, images=len(about.observation_shape) == 3, atari=about.is_atari)
 
@@ -180,7 +185,7 @@ def _known(cell: Cell, known: Sequence[dict[str, str]], device: str) -> tuple[fl
 
 
 def _has_images(game: str) -> bool:
-    return len(environments.about(game).observation_shape) == 3
+    return len(_look_up(game).observation_shape) == 3
 
 
 def _ranges(seeds: Sequence[int]) -> str:
