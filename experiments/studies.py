@@ -135,6 +135,29 @@ _TIED = {
     "policy_gradient": ("policy gradient", "--algorithm a2c"),
 }
 
+_Q, _PI = (
+    "--algorithm nstep_soft_q --rollout-length 16 --optimiser",
+    "--algorithm a2c --rollout-length 16 --optimiser",
+)
+# Name -> label, settings, steps to try.
+_OPTIMISERS = {
+    "q_rmsprop": ("Q head, RMSProp", f"{_Q} rmsprop", (0.003, 0.01, 0.03, 0.1)),
+    "q_adam": ("Q head, Adam", f"{_Q} adam", (0.001, 0.003, 0.01, 0.03)),
+    "q_damped": ("Q head, damped Q", "--algorithm damped_q", (0.1, 0.25, 0.5, 1.0)),
+    "pi_rmsprop": ("policy head, RMSProp", f"{_PI} rmsprop", (0.003, 0.01, 0.03, 0.1)),
+    "pi_adam": ("policy head, Adam", f"{_PI} adam", (0.001, 0.003, 0.01, 0.03)),
+    "pi_natural": ("policy head, natural gradient", "--algorithm natural_pg", (0.25, 0.5, 1.0)),
+}
+# By the study "steps": the largest return over the run, as a mean of both games' ranks.
+_BEST = {
+    "q_rmsprop": 0.03,
+    "q_adam": 0.01,
+    "q_damped": 0.5,
+    "pi_rmsprop": 0.03,
+    "pi_adam": 0.01,
+    "pi_natural": 0.5,
+}
+
 STUDIES: dict[str, Study] = {
     "figure1": Study(
         "A2C with an entropy bonus (79) and with entropy in the return (80)",
@@ -256,24 +279,25 @@ STUDIES: dict[str, Study] = {
         _quick(_SMALL),
         against="both",
     ),
-    "natural": Study(
-        "Damped Q-learning and natural gradient against RMSProp and Adam",
+    "steps": Study(
+        "The step size of RMSProp, Adam, damped Q-learning and natural gradient",
         {
-            "q_rmsprop": Variant(
-                "Q head, RMSProp",
-                "--algorithm nstep_soft_q --rollout-length 16 --optimiser rmsprop "
-                "--learning-rate 1e-3",
-            ),
-            "q_adam": Variant("Q head, Adam", "--algorithm nstep_soft_q --rollout-length 16"),
-            "q_damped": Variant("Q head, damped Q", "--algorithm damped_q"),
-            "pi_rmsprop": Variant(
-                "policy head, RMSProp",
-                "--algorithm a2c --rollout-length 16 --optimiser rmsprop --learning-rate 1e-3",
-            ),
-            "pi_adam": Variant("policy head, Adam", "--algorithm a2c --rollout-length 16"),
-            "pi_natural": Variant("policy head, natural gradient", "--algorithm natural_pg"),
+            f"{name}_{step:g}": Variant(
+                f"{label}, {step:g}", f"{words} --learning-rate {step:g}", line=label, x=step
+            )
+            for name, (label, words, steps) in _OPTIMISERS.items()
+            for step in steps
         },
-        _quick({"Catch-v0": 100_000, "CartPole-v1": 100_000}, seeds=10),
+        _quick(_each(tuple(_PAIR), 100_000), seeds=10),
+        x_label="step size",
+    ),
+    "natural": Study(
+        "Damped Q-learning and natural gradient against RMSProp and Adam, each at its best step",
+        {
+            name: Variant(label, f"{words} --learning-rate {_BEST[name]:g}")
+            for name, (label, words, _) in _OPTIMISERS.items()
+        },
+        _quick(_each(tuple(_PAIR), 100_000)),
         against="q_adam",
         goals={"Catch-v0": 0.8, "CartPole-v1": 100.0},
         by_time=True,
