@@ -214,11 +214,12 @@ def _numbers(soft_q: Any, policy_gradient: Any) -> dict[str, Array]:
     count = len(jax.tree.leaves(soft_q)[0])
     squares = {"soft_q": inner(soft_q, soft_q), "policy": inner(policy_gradient, policy_gradient)}
     both = inner(soft_q, policy_gradient)
+    apart = jax.tree.map(jnp.subtract, soft_q, policy_gradient)
     means = {"soft_q": mean(soft_q), "policy": mean(policy_gradient)}
     numbers = {
         "cosine": jnp.mean(both / jnp.sqrt(squares["soft_q"] * squares["policy"])),
         "norm_ratio": jnp.mean(jnp.sqrt(squares["soft_q"] / squares["policy"])),
-        "difference": jnp.mean(squares["soft_q"] + squares["policy"] - 2 * both),
+        "difference": jnp.mean(inner(apart, apart)),
     }
     for name, square in squares.items():
         around = inner(means[name], means[name])[0]
