@@ -1,15 +1,12 @@
-"""The configuration of a run: typed, with defaults and their sources, parsed in one place."""
+"""The configuration of a run: typed, with defaults and their sources."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +56,7 @@ def _option(
 _replay = functools.partial(_option, source=_DQN, group="replay", only=REPLAY)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     """An integer, also as 10_000_000 or 1e7."""
     try:
         return int(text)
@@ -82,19 +79,19 @@ class Config:
     algorithm: str = _option("what to train by, see below", choices=ON_POLICY + REPLAY)
     steps: int = _option(
         "agent steps of every seed, all its environments counted; on Atari a step is 4 frames",
-        type=_count,
+        type=count,
     )
     seeds: tuple[int, ...] = _option(
         "of independent learners, trained side by side in one program",
         default=(0,),
-        type=_count,
+        type=count,
         nargs="+",
     )
-    num_envs: int = _option("environments of every seed", source=_A2C, type=_count)
+    num_envs: int = _option("environments of every seed", source=_A2C, type=count)
     rollout_length: int = _option(
-        "steps of each environment between updates", source="§6.3: every 5 steps", type=_count
+        "steps of each environment between updates", source="§6.3: every 5 steps", type=count
     )
-    n: int = _option("steps to the bootstrap", source="§6.1-6.3", type=_count)
+    n: int = _option("steps to the bootstrap", source="§6.1-6.3", type=count)
     discount: float = _option("γ", default=0.99, source=_A2C, type=float)
     tau: float = _option("temperature τ", source="§6.1: 0.01; §6.2: 0.1", type=float)
     prior: str = _option(
@@ -113,7 +110,7 @@ class Config:
     hidden: tuple[int, ...] = _option(
         "tanh layers for vector observations; images get the Nature CNN",
         default=(64, 64),
-        type=_count,
+        type=count,
         nargs="+",
     )
     centred: bool = _option(
@@ -138,13 +135,13 @@ class Config:
     )
 
     capacity: int = _replay(
-        "transitions in the replay; a million of Atari are 7.1 GB on the device", type=_count
+        "transitions in the replay; a million of Atari are 7.1 GB on the device", type=count
     )
-    batch_size: int = _replay("of a gradient step", type=_count)
-    steps_per_gradient: int = _replay("environment steps for each gradient step", type=_count)
-    learning_starts: int = _replay("environment steps before the first gradient step", type=_count)
+    batch_size: int = _replay("of a gradient step", type=count)
+    steps_per_gradient: int = _replay("environment steps for each gradient step", type=count)
+    learning_starts: int = _replay("environment steps before the first gradient step", type=count)
     target_period: int = _replay(
-        "environment steps between copies to the target network", type=_count
+        "environment steps between copies to the target network", type=count
     )
     epsilon: float = _replay("the last ε of the exploration", type=float)
     epsilon_share: float = _replay("share of the steps over which ε falls from 1", type=float)
@@ -162,7 +159,7 @@ class Config:
         action=argparse.BooleanOptionalAction,
     )
     max_episode_steps: int = _option(
-        "time limit of a game; by default EnvPool's", group="environment", type=_count
+        "time limit of a game; by default EnvPool's", group="environment", type=count
     )
 
 
@@ -181,15 +178,15 @@ class Runtime:
         default="auto",
         choices=("auto", "graph", "host"),
     )
-    env_threads: int = _option("emulator threads; 0 is one a core", default=0, type=_count)
+    env_threads: int = _option("emulator threads; 0 is one a core", default=0, type=count)
     report_every: int = _option(
-        "steps between rows of metrics.csv; by default a hundredth of the run", type=_count
+        "steps between rows of metrics.csv; by default a hundredth of the run", type=count
     )
     checkpoint_seconds: float = _option("between checkpoints", default=300.0, type=float)
     checkpoint_steps: int = _option(
-        "a checkpoint before the first step, too, and at every multiple of so many", type=_count
+        "a checkpoint before the first step, too, and at every multiple of so many", type=count
     )
-    keep: int = _option("checkpoints kept, the latest", default=3, type=_count)
+    keep: int = _option("checkpoints kept, the latest", default=3, type=count)
     save_replay: bool = _option(
         "put the replay into the checkpoints; otherwise it is refilled after --resume",
         default=False,
@@ -206,7 +203,7 @@ class Runtime:
 
 
 _COMMON = {"prior": "uniform", "tau": 0.01, "discount": 0.99}
-_IMAGE_ON_POLICY = _COMMON | {
+IMAGE_ON_POLICY = _COMMON | {
     "num_envs": 16,
     "rollout_length": 5,
     "optimiser": "rmsprop",
@@ -218,7 +215,7 @@ _IMAGE_ON_POLICY = _COMMON | {
     "solver": "gram",
     "centred": False,
 }
-_IMAGE_REPLAY = _COMMON | {
+IMAGE_REPLAY = _COMMON | {
     "num_envs": 8,
     "rollout_length": 4,
     "n": 1,
@@ -237,26 +234,26 @@ _IMAGE_REPLAY = _COMMON | {
     "centred": False,
 }
 # Small games: found by trial, on the games of the tests.
-_VECTOR_ON_POLICY = _IMAGE_ON_POLICY | {
+VECTOR_ON_POLICY = IMAGE_ON_POLICY | {
     "rollout_length": 8,
     "optimiser": "adam",
     "learning_rate": 3e-3,
     "solver": "cg",
 }
-_VECTOR_REPLAY = _IMAGE_REPLAY | {
+VECTOR_REPLAY = IMAGE_REPLAY | {
     "capacity": 50_000,
     "learning_rate": 1e-3,
     "learning_starts": 1_000,
     "target_period": 500,
     "schedule": "linear",
 }
-_BY_ALGORITHM: dict[str, dict[str, Any]] = {
+BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "dqn": {"tau": 0.0},
     "soft_dqn_entropy": {"prior": "counting"},
     "damped_q": {"optimiser": "sgd", "learning_rate": 0.3, "max_gradient_norm": 5.0},
     "natural_pg": {"optimiser": "sgd", "learning_rate": 0.3, "max_gradient_norm": 5.0},
 }
-_BY_ALGORITHM_VECTOR: dict[str, dict[str, Any]] = {
+BY_ALGORITHM_VECTOR: dict[str, dict[str, Any]] = {
     "pgq": {"tau": 0.05},
     "pcl": {"tau": 0.05},
     "nstep_soft_q": {"tau": 0.1},
@@ -268,12 +265,12 @@ _BY_ALGORITHM_VECTOR: dict[str, dict[str, Any]] = {
 def defaults(algorithm: str, images: bool) -> dict[str, Any]:
     """What the flags left open come to."""
     if algorithm in REPLAY:
-        table = _IMAGE_REPLAY if images else _VECTOR_REPLAY
+        table = IMAGE_REPLAY if images else VECTOR_REPLAY
     else:
-        table = _IMAGE_ON_POLICY if images else _VECTOR_ON_POLICY
+        table = IMAGE_ON_POLICY if images else VECTOR_ON_POLICY
     atari = {"episodic_life": True, "reward_clip": True} if images else {}
-    own = {} if images else _BY_ALGORITHM_VECTOR.get(algorithm, {})
-    return table | atari | _BY_ALGORITHM.get(algorithm, {}) | own
+    own = {} if images else BY_ALGORITHM_VECTOR.get(algorithm, {})
+    return table | atari | BY_ALGORITHM.get(algorithm, {}) | own
 
 
 def complete(config: Config, images: bool, atari: bool) -> Config:
@@ -292,7 +289,7 @@ def complete(config: Config, images: bool, atari: bool) -> Config:
                 )
     if images and config.hidden != (64, 64):
         raise ConfigError(
-            f"--hidden {_word(config.hidden)} does not go with --game {config.game}, whose images "
+            f"--hidden {word(config.hidden)} does not go with --game {config.game}, whose images "
             "get the Nature CNN. Leave it out."
         )
     for spec in dataclasses.fields(Config):
@@ -332,7 +329,7 @@ def _validate(c: Config) -> None:
         )
     demand(
         all(size >= 1 for size in c.hidden),
-        f"--hidden {_word(c.hidden)} has a layer of less than 1.",
+        f"--hidden {word(c.hidden)} has a layer of less than 1.",
         "Give sizes of at least 1.",
     )
     demand(
@@ -448,109 +445,8 @@ def from_json(values: Mapping[str, Any]) -> Config:
     return Config(**given)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Suggests the flag that an unknown one may have meant."""
-
-    def error(self, message: str) -> Any:
-        if message.startswith("unrecognized arguments"):
-            flags = [x for action in self._actions for x in action.option_strings]
-            for word in message.split()[2:]:
-                if word.startswith("--"):
-                    wanted = word.split("=")[0].replace("_", "-")
-                    near = difflib.get_close_matches(wanted, flags, n=3)
-                    message += f"\n  {word}: did you mean {' or '.join(near)}?" if near else ""
-        super().error(message)
-
-
-def parser(prog: str = "python -m experiments.train") -> argparse.ArgumentParser:
-    """The command line of a run."""
-    out = _Parser(
-        prog=prog,
-        usage=f"{prog} --game GAME --algorithm NAME --steps N --out DIR [options]\n"
-        f"       {prog} --resume --out DIR",
-        description="Trains one algorithm on one game, for any number of seeds side by side.",
-        epilog=_epilogue(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    groups: dict[str, Any] = {}
-    for cls in (Config, Runtime):
-        for spec in dataclasses.fields(cls):
-            title = "running" if cls is Runtime else spec.metadata["group"]
-            if title not in groups:
-                groups[title] = out.add_argument_group(title)
-            options = dict(spec.metadata["parser"])
-            if spec.name == "algorithm":
-                options["metavar"] = "NAME"
-            elif "choices" not in options and "action" not in options:
-                kinds = {_count: "N", float: "X", Path: "PATH", None: "GAME"}
-                options["metavar"] = kinds[options.get("type")]
-            groups[title].add_argument(
-                flag(spec.name), dest=spec.name, default=None, help=_help(spec, cls), **options
-            )
-    return out
-
-
-def _epilogue() -> str:
-    def table(rows: Mapping[str, str]) -> str:
-        return "\n".join(f"  {name:<18}{text}" for name, text in rows.items())
-
-    def own(tables: Mapping[str, Mapping[str, Any]]) -> str:
-        words = {
-            name: " ".join(f"{flag(key)} {_word(x)}" for key, x in values.items())
-            for name, values in tables.items()
-        }
-        return table(words)
-
-    return f"""algorithms:
-{table(DESCRIPTIONS)}
-
-Defaults are given as: images / other observations. These algorithms have others:
-{own(_BY_ALGORITHM)}
-and, but for images:
-{own(_BY_ALGORITHM_VECTOR)}
-
-[A2C] and [DQN] are openai/baselines of 2017, which the paper's §6.1, §6.3 and §6.2 ran and name
-only in part; [§…] is the paper. What is not about images was found by trial on small games.
-
---out gets config.json, run.json, metrics.csv, curve.png, checkpoints/ and tensorboard/. SIGINT and
-SIGTERM save and leave; --resume goes on: the learner is then where it was, its games begin anew.
-"""
-
-
-def _help(spec: dataclasses.Field[Any], cls: type) -> str:
-    meta = spec.metadata
-    shown = "" if spec.default is None or spec.default is MISSING else _word(spec.default)
-    if cls is Config and spec.default is None:
-        kinds: tuple[str, ...] = ("soft_dqn_kl" if meta["only"] == REPLAY else "natural_pg",)
-        if not meta["only"]:
-            kinds = ("a2c", "soft_dqn_kl")
-        words = []
-        for algorithm in kinds:
-            pair = [
-                (_IMAGE_REPLAY if images else _VECTOR_REPLAY)
-                if algorithm in REPLAY
-                else (_IMAGE_ON_POLICY if images else _VECTOR_ON_POLICY)
-                for images in (True, False)
-            ]
-            given = [table[spec.name] for table in pair if spec.name in table]
-            words.append(" / ".join(dict.fromkeys(map(_word, given))))
-        words = list(dict.fromkeys(x for x in words if x))
-        shown = "; with a replay ".join(words)
-        shown = {"n": "the rollout; with a replay 1"}.get(spec.name, shown)
-        if meta["group"] == "environment" and spec.name != "max_episode_steps":
-            shown = "yes"
-    parts = [meta["text"]]
-    if meta["only"] and meta["only"] != REPLAY:
-        parts.append(f"({', '.join(meta['only'])})")
-    if shown:
-        parts.append(f"(default {shown})")
-    if meta["source"]:
-        parts.append(f"[{meta['source']}]")
-    return " ".join(parts).replace("%", "%%")
-
-
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
+    """A value as it is given on the command line."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     if isinstance(value, bool):
@@ -558,56 +454,3 @@ def _word(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:_}"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def parse(words: Sequence[str] | None = None) -> tuple[Config, Runtime]:
-    """Config and runtime of a command line; with --resume the folder's own config fills the gaps.
-
-    Given settings must agree with the folder's.
-    """
-    out = parser()
-    given = vars(out.parse_args(words))
-    if given["out"] is None:
-        out.error("--out is missing: the folder to write to")
-    saved = given["out"] / "config.json"
-    if going_on := given["resume"] and saved.exists():
-        before = json.loads(saved.read_text())
-        before.pop("version", None)
-        config = dataclasses.asdict(from_json(before))
-    else:
-        config = {spec.name: spec.default for spec in dataclasses.fields(Config)}
-        for name in ("game", "algorithm", "steps"):
-            if given[name] is None:
-                out.error(f"{flag(name)} is missing")
-    others = []
-    for name, before in config.items():
-        if given[name] is not None:
-            value = tuple(given[name]) if isinstance(given[name], list) else given[name]
-            if going_on and value != before:
-                has = "none" if before is None else _word(before)
-                others.append(f"{flag(name)} {_word(value)}: the run there has {has}")
-            config[name] = value
-    if others:
-        raise ConfigError(
-            f"--out {given['out']} cannot be gone on with by other settings.\n  "
-            + "\n  ".join(others)
-            + "\nLeave them out, or name another folder."
-        )
-    chosen: dict[str, Any] = {
-        spec.name: spec.default if given[spec.name] is None else given[spec.name]
-        for spec in dataclasses.fields(Runtime)
-    }
-    runtime = Runtime(**chosen)
-    leasts = {"env_threads": 0, "report_every": 1, "checkpoint_seconds": 0, "keep": 1}
-    leasts["checkpoint_steps"] = 1
-    for name, least in leasts.items():
-        value = getattr(runtime, name)
-        if value is not None and not value >= least:
-            raise ConfigError(f"{flag(name)} {value} is less than {least}. Give at least that.")
-    return Config(**config), runtime
-
-
-def stop_with(message: object) -> int:
-    """Says why a command ends, and is its exit status."""
-    print(f"error: {message}", file=sys.stderr)
-    return 2

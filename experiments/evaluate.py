@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import assembly
-from experiments.config import Config, ConfigError, from_json, stop_with, to_json
+from experiments.cli import stop_with
+from experiments.config import Config, ConfigError, from_json, to_json
 from jaxsoft import environments
 from jaxsoft.checkpoint import Checkpoints
 from jaxsoft.loop import TrainState, initial, over_seeds

@@ -27,7 +27,8 @@ from jax import Array
 
 import jaxsoft
 from experiments import assembly, evaluate, gradient_report, study, train
-from experiments.config import ConfigError, stop_with
+from experiments.cli import stop_with
+from experiments.config import ConfigError
 from experiments.studies import GRADIENTS
 from jaxsoft import checkpoint, on_policy
 from jaxsoft.launch import keep_pages

@@ -30,14 +30,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import assembly, report, train
+from experiments.cli import parse, stop_with
 from experiments.config import (
     Config,
     ConfigError,
     complete,
     flag,
     from_json,
-    parse,
-    stop_with,
     to_json,
 )
 from experiments.curves import BINS

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from experiments import assembly, evaluate, plotting
-from experiments.config import Config, ConfigError, Runtime, complete, parse, stop_with, to_json
+from experiments.cli import parse, stop_with
+from experiments.config import Config, ConfigError, Runtime, complete, to_json
 from jaxsoft import environments
 from jaxsoft.checkpoint import Checkpoints
 from jaxsoft.launch import keep_pages

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import compare, config, evaluate, plotting, train
+from experiments.cli import parse
 from experiments.config import (
     NATURAL,
     ON_POLICY,
@@ -21,7 +22,6 @@ from experiments.config import (
     defaults,
     flag,
     from_json,
-    parse,
     to_json,
 )
 
@@ -73,8 +73,8 @@ def test_defaults_are_of_known_settings_that_apply():
     by_name = {spec.name: spec for spec in dataclasses.fields(Config)}
     for algorithm in ALGORITHMS:
         for images in (False, True):
-            own = config._BY_ALGORITHM.get(algorithm, {})
-            own = own | config._BY_ALGORITHM_VECTOR.get(algorithm, {})
+            own = config.BY_ALGORITHM.get(algorithm, {})
+            own = own | config.BY_ALGORITHM_VECTOR.get(algorithm, {})
             assert all(applies(by_name[name], algorithm) for name in own)
             assert set(defaults(algorithm, images)) <= set(by_name)
 
