@@ -80,10 +80,10 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether nothing is left to do; a run by other settings is refused."""
         if not self.done:
             return False
-        config = from_json(json.loads((self.out / "config.json").read_text()))
+        config = parse([*self.words, "--out", str(self.out), "--resume"])[0]
         per_update = config.num_envs * config.rollout_length
         return self.done >= assembly.updates(config) * per_update
 

@@ -141,6 +141,16 @@ def test_a_study_that_was_broken_off_goes_on(
     assert rows(tmp_path / "curves.csv") == rows(done / "curves.csv")
 
 
+def test_runs_of_other_settings_are_not_taken_for_these(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, "--out", str(done)]
+    words[words.index("2_000")] = "4_000"
+    assert study.main("figure3", words) == 2
+    said = capsys.readouterr().err
+    assert "--steps 4_000: the run there has 2_000" in said
+
+
 def test_a_run_that_another_process_is_at_is_left_to_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
