@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["GRADIENTS", "STUDIES", "Preset", "Study", "Variant"]
+__all__ = ["BEST", "GRADIENTS", "OPTIMISERS", "STUDIES", "Preset", "Study", "Variant"]
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,14 @@ class Variant:
       words: settings of `experiments.train`, the algorithm among them.
       line: of a sweep, the line that it is a point of.
       x: of a sweep, where on the line.
+      by_game: further settings on a game.
     """
 
     label: str
     words: str
     line: str = ""
     x: float = float("nan")
+    by_game: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,22 +142,22 @@ _Q, _PI = (
     "--algorithm a2c --rollout-length 16 --optimiser",
 )
 # Name -> label, settings, steps to try.
-_OPTIMISERS = {
-    "q_rmsprop": ("Q head, RMSProp", f"{_Q} rmsprop", (0.003, 0.01, 0.03, 0.1)),
+OPTIMISERS = {
+    "q_rmsprop": ("Q head, RMSProp", f"{_Q} rmsprop", (0.01, 0.03, 0.1, 0.3)),
     "q_adam": ("Q head, Adam", f"{_Q} adam", (0.001, 0.003, 0.01, 0.03)),
     "q_damped": ("Q head, damped Q", "--algorithm damped_q", (0.1, 0.25, 0.5, 1.0)),
-    "pi_rmsprop": ("policy head, RMSProp", f"{_PI} rmsprop", (0.003, 0.01, 0.03, 0.1)),
+    "pi_rmsprop": ("policy head, RMSProp", f"{_PI} rmsprop", (0.01, 0.03, 0.1, 0.3)),
     "pi_adam": ("policy head, Adam", f"{_PI} adam", (0.001, 0.003, 0.01, 0.03)),
     "pi_natural": ("policy head, natural gradient", "--algorithm natural_pg", (0.25, 0.5, 1.0)),
 }
-# By the study "steps": the largest return over the run, as a mean of both games' ranks.
-_BEST = {
-    "q_rmsprop": 0.03,
-    "q_adam": 0.01,
-    "q_damped": 0.5,
-    "pi_rmsprop": 0.03,
-    "pi_adam": 0.01,
-    "pi_natural": 0.5,
+# By the study "steps": of each game, the largest mean return of the run.
+BEST = {
+    "q_rmsprop": {"Catch-v0": 0.1, "CartPole-v1": 0.03},
+    "q_adam": {"Catch-v0": 0.01, "CartPole-v1": 0.001},
+    "q_damped": {"Catch-v0": 1.0, "CartPole-v1": 0.5},
+    "pi_rmsprop": {"Catch-v0": 0.3, "CartPole-v1": 0.1},
+    "pi_adam": {"Catch-v0": 0.03, "CartPole-v1": 0.01},
+    "pi_natural": {"Catch-v0": 1.0, "CartPole-v1": 0.5},
 }
 
 STUDIES: dict[str, Study] = {
@@ -285,7 +287,7 @@ STUDIES: dict[str, Study] = {
             f"{name}_{step:g}": Variant(
                 f"{label}, {step:g}", f"{words} --learning-rate {step:g}", line=label, x=step
             )
-            for name, (label, words, steps) in _OPTIMISERS.items()
+            for name, (label, words, steps) in OPTIMISERS.items()
             for step in steps
         },
         _quick(_each(tuple(_PAIR), 100_000), seeds=10),
@@ -294,8 +296,12 @@ STUDIES: dict[str, Study] = {
     "natural": Study(
         "Damped Q-learning and natural gradient against RMSProp and Adam, each at its best step",
         {
-            name: Variant(label, f"{words} --learning-rate {_BEST[name]:g}")
-            for name, (label, words, _) in _OPTIMISERS.items()
+            name: Variant(
+                label,
+                words,
+                by_game={game: f"--learning-rate {x:g}" for game, x in BEST[name].items()},
+            )
+            for name, (label, words, _) in OPTIMISERS.items()
         },
         _quick(_each(tuple(_PAIR), 100_000)),
         against="q_adam",

@@ -107,7 +107,8 @@ def cells(
     for group, game, name in itertools.product(groups, games, variants):
         length = preset.steps[game] if steps is None else steps
         words = ["--game", game, "--steps", str(length), *shlex.split(preset.words)]
-        words += shlex.split(study.variants[name].words)
+        variant = study.variants[name]
+        words += shlex.split(f"{variant.words} {variant.by_game.get(game, '')}")
         words += ["--seeds", *map(str, group), "--report-every", str(max(1, length // BINS))]
         place = out / game / name
         place = place if preset.together else place / str(group[0])

@@ -4,9 +4,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments import claims, publish, report
+from experiments import claims, publish, report, statistics, studies
 from experiments.statistics import Estimate
 from experiments.studies import GRADIENTS, STUDIES
 
@@ -124,3 +125,13 @@ def test_numbers_are_short() -> None:
 def test_study_and_gradients_do_not_share_a_name() -> None:
     assert "gradients" not in STUDIES
     assert set(GRADIENTS.presets) == {"quick"}
+
+
+def test_optimisers_are_compared_at_the_best_of_the_steps_that_were_tried() -> None:
+    _, data, _ = report.load("steps", publish.RESULTS / "steps" / "quick")
+    tried = STUDIES["steps"].variants
+    for name, (label, _, _) in studies.OPTIMISERS.items():
+        names = [key for key, variant in tried.items() if variant.line == label]
+        for game, best in studies.BEST[name].items():
+            areas = [float(statistics.iqm(data[game, key].area())) for key in names]
+            assert tried[names[int(np.argmax(areas))]].x == best, (name, game)
