@@ -143,19 +143,19 @@ _Q, _PI = (
 )
 # Name -> label, settings, steps to try.
 OPTIMISERS = {
-    "q_rmsprop": ("Q head, RMSProp", f"{_Q} rmsprop", (0.01, 0.03, 0.1, 0.3)),
-    "q_adam": ("Q head, Adam", f"{_Q} adam", (0.001, 0.003, 0.01, 0.03)),
+    "q_rmsprop": ("Q head, RMSProp", f"{_Q} rmsprop", (0.01, 0.03, 0.1, 0.3, 1.0)),
+    "q_adam": ("Q head, Adam", f"{_Q} adam", (0.0003, 0.001, 0.003, 0.01, 0.03)),
     "q_damped": ("Q head, damped Q", "--algorithm damped_q", (0.1, 0.25, 0.5, 1.0)),
-    "pi_rmsprop": ("policy head, RMSProp", f"{_PI} rmsprop", (0.01, 0.03, 0.1, 0.3)),
+    "pi_rmsprop": ("policy head, RMSProp", f"{_PI} rmsprop", (0.01, 0.03, 0.1, 0.3, 1.0)),
     "pi_adam": ("policy head, Adam", f"{_PI} adam", (0.001, 0.003, 0.01, 0.03)),
     "pi_natural": ("policy head, natural gradient", "--algorithm natural_pg", (0.25, 0.5, 1.0)),
 }
 # By the study "steps": of each game, the largest mean return of the run.
 BEST = {
-    "q_rmsprop": {"Catch-v0": 0.1, "CartPole-v1": 0.03},
+    "q_rmsprop": {"Catch-v0": 0.3, "CartPole-v1": 0.03},
     "q_adam": {"Catch-v0": 0.01, "CartPole-v1": 0.001},
     "q_damped": {"Catch-v0": 1.0, "CartPole-v1": 0.5},
-    "pi_rmsprop": {"Catch-v0": 0.3, "CartPole-v1": 0.1},
+    "pi_rmsprop": {"Catch-v0": 0.3, "CartPole-v1": 0.3},
     "pi_adam": {"Catch-v0": 0.03, "CartPole-v1": 0.01},
     "pi_natural": {"Catch-v0": 1.0, "CartPole-v1": 0.5},
 }
