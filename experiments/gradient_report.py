@@ -10,7 +10,7 @@ import numpy as np
 from experiments import panels, statistics
 from experiments.curves import read_rows
 from experiments.panels import Line, Panel
-from experiments.report import digest, made, markdown, number, page
+from experiments.report import digest, made, markdown, page
 from experiments.studies import GRADIENTS
 
 __all__ = ["build", "parts"]
@@ -71,13 +71,16 @@ def alike(rows: Sequence[Row]) -> str:
                     row
                     for row in rows
                     if (row["game"], row["tau"], row["weighting"]) == (game, tau, kind)
-                    and float(row["share"]) == share
+                    and _share(row) == share
                     and int(row["batch"]) == batch
                 ]
                 if here:
                     body.append(
                         [game, word, tau, f"{share:.0%}", str(batch)]
-                        + [_spread([value(row) for row in here]) for value in _VALUES.values()]
+                        + [
+                            _spread([value(row) for row in here], _DIGITS.get(name, 3))
+                            for name, value in _VALUES.items()
+                        ]
                     )
     return markdown(head, body, left=2)
 
@@ -99,6 +102,9 @@ _VALUES: dict[str, Callable[[Row], float]] = {
     "noise": _noise,
 }
 
+# Cosines that are near 1 in three digits differ in what is left.
+_DIGITS = {"cosine": 5, "difference": 5}
+
 
 def apart(rows: Sequence[Row]) -> str:
     """Differences of the expected gradients by condition."""
@@ -108,14 +114,16 @@ def apart(rows: Sequence[Row]) -> str:
     ]  # fmt: skip
     body = []
     for game in dict.fromkeys(row["game"] for row in rows):
-        for what, x in _keys([r for r in rows if r["game"] == game], "condition", "x"):
+        order = ["none", *CONDITIONS]
+        keys = _keys([r for r in rows if r["game"] == game], "condition", "x")
+        for what, x in sorted(keys, key=lambda key: order.index(key[0])):
             here = [r for r in rows if (r["game"], r["condition"], r["x"]) == (game, what, x)]
             medians = [
                 float(np.median([float(row[name]) for row in here]))
                 for name in ("kl", "variation", "as_acted", "reweighted")
             ]
             label = CONDITIONS.get(what, "all as the theorem wants it")
-            shown = number(float(x)) if what in CONDITIONS else ""
+            shown = f"{float(x):g}" if what in CONDITIONS else ""
             body.append([game, label, shown, *(f"{value:.1e}" for value in medians)])
     return markdown(head, body, left=2)
 
@@ -192,7 +200,7 @@ def _of(
         for row in rows
         if row["game"] == game
         and float(row["tau"]) == tau
-        and float(row["share"]) == share
+        and _share(row) == share
         and int(row["batch"]) == batch
     ]
 
@@ -216,14 +224,19 @@ def _apart_panels(rows: Sequence[Row]) -> list[list[Panel]]:
     return result
 
 
+def _share(row: Row) -> float:
+    """Of the run, which ends with its last whole update."""
+    return round(int(row["step"]) / int(row["of_steps"]), 2)
+
+
 def _keys(rows: Sequence[Row], *names: str) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(tuple(row[name] for name in names) for row in rows))
 
 
 def _ends(rows: Sequence[Row]) -> list[float]:
-    return sorted({float(row["share"]) for row in rows})
+    return sorted({_share(row) for row in rows})
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], digits: int) -> str:
     mean, deviation = statistics.mean_and_deviation(np.array(values))
-    return f"{mean:.3f}" + ("" if np.isnan(deviation) else f" ± {deviation:.3f}")
+    return f"{mean:.{digits}f}" + ("" if np.isnan(deviation) else f" ± {deviation:.{digits}f}")

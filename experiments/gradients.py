@@ -271,7 +271,7 @@ def measure(out: Path, size: Size, steps: Sequence[int]) -> dict[str, list[dict[
                 "tau": config.tau,
                 "seed": seed,
                 "step": step,
-                "share": round(step / config.steps, 3),
+                "of_steps": config.steps,
             }
             rows = probe.gradient_rows(own.params, rollout)
             gradients += [where | _plain(row) for row in rows]
