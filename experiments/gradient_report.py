@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ from experiments.panels import Line, Panel
 from experiments.report import digest, made, markdown, page
 from experiments.studies import GRADIENTS
 
-__all__ = ["build", "parts"]
+__all__ = ["FIGURES", "build", "parts"]
 
 Row = Mapping[str, str]
 
+FIGURES = ("figure.png", "sizes.png", "conditions.png")
 WEIGHTINGS = {"a2c": "c of A2C", "theory": "c = 1/τ"}
 CONDITIONS = {
     "epsilon": "ε-greedy, ε",
@@ -41,11 +42,22 @@ def parts(folder: Path) -> dict[str, str]:
 
 
 def build(folder: Path) -> None:
-    """Makes table.md, figure.png and conditions.png of a folder from its CSVs."""
+    """Makes table.md and the FIGURES of a folder from its CSVs."""
     (folder / "table.md").write_text(page(parts(folder)))
     source = digest(folder, GRADIENTS)
-    rows = _alike_panels(read_rows(folder / "gradients.csv"))
-    panels.draw(rows, folder / "figure.png", title=GRADIENTS.title, source=source)
+    rows = read_rows(folder / "gradients.csv")
+    panels.draw(
+        _alike_panels(rows),
+        folder / "figure.png",
+        title="Cosine of soft Q-learning's and policy gradient's gradients of one batch",
+        source=source,
+    )
+    panels.draw(
+        _size_panels(rows),
+        folder / "sizes.png",
+        title="Sizes and variances of the gradients",
+        source=source,
+    )
     panels.draw(
         _apart_panels(read_rows(folder / "conditions.csv")),
         folder / "conditions.png",
@@ -66,7 +78,8 @@ def alike(rows: Sequence[Row]) -> str:
     body = []
     for kind, word in WEIGHTINGS.items():
         for game, tau in _keys(rows, "game", "tau"):
-            for share in _ends(rows):
+            # At the start the policy is its prior, and they are the same.
+            for share in _shares(rows)[2::2]:
                 here = [
                     row
                     for row in rows
@@ -129,79 +142,66 @@ def apart(rows: Sequence[Row]) -> str:
 
 
 def _alike_panels(rows: Sequence[Row]) -> list[list[Panel]]:
+    """Cosines over the batch at the end of the run, a line for each τ."""
     games = list(dict.fromkeys(row["game"] for row in rows))
-    shares = _ends(rows)
     taus = sorted({float(row["tau"]) for row in rows})
     result = []
-
-    def line(label: str, points: Iterable[tuple[float, list[float]]]) -> Line:
-        points = list(points)
-        x = np.array([at for at, _ in points])
-        estimates = [statistics.iqm_estimate(np.array(values)) for _, values in points]
-        y, low, high = (np.array(part) for part in zip(*estimates, strict=True))
-        return Line(label, x, y, low, high)
-
     for kind, word in WEIGHTINGS.items():
         here = [row for row in rows if row["weighting"] == kind]
-        batches = sorted({int(row["batch"]) for row in here})
-        last = shares[-1]
-        result.append(
-            [
-                Panel(
-                    f"{game}, {word}, end of the run",
-                    "steps in the batch",
-                    "cosine of the two gradients",
-                    [
-                        line(
-                            f"τ = {tau:g}",
-                            (
-                                (batch, values)
-                                for batch in batches
-                                if (values := _of(here, game, tau, last, batch, "cosine"))
-                            ),
-                        )
-                        for tau in taus
-                    ],
-                    marked=True,
-                )
-                for game in games
+        row = []
+        for game in games:
+            own = [r for r in here if r["game"] == game]
+            batches = sorted({int(r["batch"]) for r in own})
+            last = _shares(own)[-1]
+            lines = [
+                _line(f"τ = {tau:g}", [(b, _of(own, tau, last, b, "cosine")) for b in batches])
+                for tau in taus
             ]
-        )
-    # Over τ where there are several; a run at one has its course.
+            title = f"{game}, {word}, end of the run"
+            row.append(Panel(title, "steps in the batch", "cosine", lines, marked=True))
+        result.append(row)
+    return result
+
+
+def _size_panels(rows: Sequence[Row]) -> list[list[Panel]]:
+    """Ratios over τ where there are several; of a run at one, its course."""
+    games = list(dict.fromkeys(row["game"] for row in rows))
+    result = []
     for name in ("norm, soft Q / PG", "trace of covariance, soft Q / PG"):
         row = []
         for game in games:
-            lines = []
+            lines, unit = [], ""
+            own = [r for r in rows if r["game"] == game]
+            taus, shares = sorted({float(r["tau"]) for r in own}), _shares(own)
+            batch = min({int(r["batch"]) for r in own}, key=lambda b: abs(b - 80))
             for kind, word in WEIGHTINGS.items():
-                here = [r for r in rows if r["weighting"] == kind and r["game"] == game]
-                batch = min({int(r["batch"]) for r in here}, key=lambda b: abs(b - 80))
+                here = [r for r in own if r["weighting"] == kind]
                 if len(taus) > 1:
-                    for share in (shares[0], shares[-1]):
-                        at = "start" if share == shares[0] else "end"
-                        points = [(tau, _of(here, game, tau, share, batch, name)) for tau in taus]
-                        lines.append(line(f"{at} of the run, {word}", points))
+                    unit = "temperature τ"
+                    for at, share in (("start", shares[0]), ("end", shares[-1])):
+                        points = [(tau, _of(here, tau, share, batch, name)) for tau in taus]
+                        lines.append(_line(f"{at} of the run, {word}", points))
                 else:
-                    points = [
-                        (max(share, 0.01), _of(here, game, taus[0], share, batch, name))
-                        for share in shares
-                    ]
-                    lines.append(line(word, points))
-            unit = "temperature τ" if len(taus) > 1 else "share of the run"
+                    unit = "million steps"
+                    points = [(share, _of(here, taus[0], share, batch, name)) for share in shares]
+                    steps = int(here[0]["of_steps"]) / 1e6
+                    lines.append(_line(word, [(max(x * steps, 0.01), y) for x, y in points]))
             row.append(Panel(f"{game}, batches of {batch}", unit, name, lines, marked=True))
         result.append(row)
     return result
 
 
-def _of(
-    rows: Sequence[Row], game: str, tau: float, share: float, batch: int, name: str
-) -> list[float]:
+def _line(label: str, points: Sequence[tuple[float, list[float]]]) -> Line:
+    estimates = [statistics.iqm_estimate(np.array(values)) for _, values in points]
+    y, low, high = (np.array(part) for part in zip(*estimates, strict=True))
+    return Line(label, np.array([x for x, _ in points]), y, low, high)
+
+
+def _of(rows: Sequence[Row], tau: float, share: float, batch: int, name: str) -> list[float]:
     return [
         _VALUES[name](row)
         for row in rows
-        if row["game"] == game
-        and float(row["tau"]) == tau
-        and _share(row) == share
-        and int(row["batch"]) == batch
+        if float(row["tau"]) == tau and _share(row) == share and int(row["batch"]) == batch
     ]
 
 
@@ -219,7 +219,9 @@ def _apart_panels(rows: Sequence[Row]) -> list[list[Panel]]:
                 ]
                 quartiles = np.array([np.quantile(v, (0.5, 0.25, 0.75)) for v in values]).T
                 lines.append(Line(word, np.array(places), *quartiles))
-            row.append(Panel(game, label, "relative difference", lines, marked=True, log_y=True))
+            row.append(
+                Panel(game, label, "relative difference", lines, marked=True, y_range=(1e-8, 1.0))
+            )
         result.append(row)
     return result
 
@@ -233,7 +235,7 @@ def _keys(rows: Sequence[Row], *names: str) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(tuple(row[name] for name in names) for row in rows))
 
 
-def _ends(rows: Sequence[Row]) -> list[float]:
+def _shares(rows: Sequence[Row]) -> list[float]:
     return sorted({_share(row) for row in rows})
 
 

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image, PngImagePlugin
 
 from experiments.plotting import COLOURS, GREY
@@ -56,7 +56,7 @@ class Panel(NamedTuple):
       lines: what it has.
       marked: whether its points are marked, on a logarithmic axis.
       marks: words at places of the x axis.
-      log_y: whether the y axis is logarithmic.
+      y_range: of a logarithmic y axis; `None` is a linear one.
     """
 
     title: str
@@ -65,7 +65,7 @@ class Panel(NamedTuple):
     lines: Sequence[Line]
     marked: bool = False
     marks: Mapping[float, str] | None = None
-    log_y: bool = False
+    y_range: tuple[float, float] | None = None
 
 
 def draw(
@@ -154,6 +154,11 @@ def _panel(
         )  # fmt: skip
     if panel.marked:
         axes.set_xscale("log")
+        places = sorted({float(x) for line in panel.lines for x in line.x})
+        if len(places) < 8:
+            axes.xaxis.set_major_locator(FixedLocator(places))
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
         for place, word in (panel.marks or {}).items():
             axes.axvline(place, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
             axes.annotate(
@@ -163,8 +168,9 @@ def _panel(
     else:
         axes.set_xlim(0, longest / scale or 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    if panel.log_y:
+    if panel.y_range:
         axes.set_yscale("log")
+        axes.set_ylim(panel.y_range)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.set_title(panel.title, loc="left", fontsize=FONT)

@@ -91,14 +91,15 @@ def filled(page: str, found: Mapping[str, str]) -> str:
 
 def stale(results: Path = RESULTS) -> list[Path]:
     """What is not what the CSVs make of it."""
-    found = []
+    found: list[Path] = []
+    figures: tuple[str, ...]
     for name, preset, folder in folders(results):
         if name == "gradients":
             study, pieces = GRADIENTS, gradient_report.parts(folder)
-            figures = ["figure.png", "conditions.png"]
+            figures = gradient_report.FIGURES
         else:
             study, pieces = STUDIES[name], report.parts(name, preset, folder)
-            figures = ["figure.png"]
+            figures = ("figure.png",)
         if (folder / "table.md").read_text() != report.page(pieces):
             found.append(folder / "table.md")
         source = report.digest(folder, study)
@@ -117,7 +118,7 @@ def _source(figure: Path) -> str | None:
 
 
 def _name(study: str, preset: str, figure: str) -> str:
-    return f"{study}-{preset}{figure.removeprefix('figure').replace('conditions', '-conditions')}"
+    return f"{study}-{preset}-{figure}".replace("-figure.", ".")
 
 
 def main(words: Sequence[str] | None = None) -> int:

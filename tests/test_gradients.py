@@ -114,8 +114,8 @@ def test_differences_grow_with_epsilon(results: Path) -> None:
 
 def test_the_report_is_of_the_rows(results: Path) -> None:
     assert (results / "table.md").read_text() == report.page(gradient_report.parts(results))
-    for name in ("figure", "conditions"):
-        with Image.open(results / f"{name}.png") as image:
+    for name in gradient_report.FIGURES:
+        with Image.open(results / name) as image:
             assert image.info["Source"] == report.digest(results, GRADIENTS)
 
 
