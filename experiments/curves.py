@@ -89,8 +89,9 @@ def _curves(seeds: Mapping[int, list[dict[str, str]]], length: int) -> Curves:
             final[name].append(
                 float((games * value)[late].sum() / counted) if counted else grids[name][-1][-1]
             )
+    ends = np.minimum(width * np.arange(1, count + 1), max(reached, width * (count - 1)))
     return Curves(
-        width * np.arange(1, count + 1),
+        ends,
         {name: np.array(grid) for name, grid in grids.items()},
         {name: np.array(x) for name, x in final.items()},
         np.array(played),

@@ -66,7 +66,7 @@ def not_run(results: Path) -> str:
             hours, disk = sum(x.hours for x in costs), sum(x.disk for x in costs)
             body.append(
                 [
-                    f"`python -m experiments.{name} --preset {key}`",
+                    f"`{report.command(name, key)}`",
                     f"{len(preset.steps)} × {len(whole.variants)} × {preset.seeds}",
                     f"{steps / 1e6:,.0f}",
                     "not measured" if math.isnan(hours) else f"{hours / 24:,.1f}",

@@ -17,6 +17,7 @@ from experiments.studies import STUDIES, Study
 
 __all__ = [
     "build",
+    "command",
     "digest",
     "interval",
     "load",
@@ -73,7 +74,7 @@ def load(name: str, folder: Path) -> tuple[Study, Data, list[dict[str, str]]]:
 def parts(name: str, preset: str, folder: Path) -> dict[str, str]:
     """The pieces of table.md by name."""
     study, data, runs = load(name, folder)
-    found = {"title": f"# {study.title}", "made": made(_command(name, preset), runs)}
+    found = {"title": f"# {study.title}", "made": made(command(name, preset), runs)}
     found |= {NAMES[measure]: table(study, data, measure) for measure in study.measures}
     if study.pairs and (text := pairs(study, data)):
         found["pairs"] = text
@@ -105,12 +106,13 @@ def digest(folder: Path, study: Study) -> str:
     return whole.hexdigest()
 
 
-def _command(name: str, preset: str) -> str:
+def command(name: str, preset: str) -> str:
+    """What makes the results of a preset."""
     module = name if name.startswith("figure") else f"questions {name}"
     return f"python -m experiments.{module} --preset {preset}"
 
 
-def made(command: str, runs: Sequence[Mapping[str, str]]) -> str:
+def made(by: str, runs: Sequence[Mapping[str, str]]) -> str:
     """Where results come from."""
     seconds = sum(float(row["seconds"]) for row in runs)
     steps = sum(int(row["steps"]) * len(row["seeds"].split()) for row in runs)
@@ -120,7 +122,7 @@ def made(command: str, runs: Sequence[Mapping[str, str]]) -> str:
         for name, sep in (("device", "\n"), ("processor", "\n"), ("jax", "\n"), ("commit", " "))
     )
     return (
-        f"`{command}`: {len(runs)} runs, {steps / 1e6:,.1f} million steps, {took} of runs; "
+        f"`{by}`: {len(runs)} runs, {steps / 1e6:,.1f} million steps, {took} of runs; "
         f"device {device} ({processor}), JAX {jax}, commit {commit}."
     )
 
@@ -154,7 +156,8 @@ def table(study: Study, data: Data, measure: str) -> str:
                 cells += ["", ""]
             else:
                 found = statistics.compare(final, other.final[measure])
-                cells += [interval(found.difference), f"{found.improvement:.2f}"]
+                few = np.isnan(found.difference.low)
+                cells += [interval(found.difference), "–" if few else f"{found.improvement:.2f}"]
         body.append(cells)
     return markdown(head, body, left=2)
 

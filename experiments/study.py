@@ -32,6 +32,8 @@ from rich.table import Table
 from experiments import assembly, report, train
 from experiments.cli import parse, stop_with
 from experiments.config import (
+    NATURAL,
+    REPLAY,
     Config,
     ConfigError,
     complete,
@@ -131,7 +133,7 @@ class Cost(NamedTuple):
 
 
 def cost(cell: Cell, known: Sequence[dict[str, str]], device: str) -> Cost:
-    """By the committed runs of the same algorithm, on the same game or on games as large."""
+    """By the committed runs of the same game and algorithm, or else of the nearest."""
     rate, size = _known(cell, known, device)
     left = (cell.steps - min(cell.done, cell.steps)) * len(cell.seeds)
     return Cost(rate, left / rate / 3600 if left else 0.0, size * len(cell.seeds))
@@ -169,19 +171,26 @@ def plan(todo: Sequence[Cell], known: Sequence[dict[str, str]]) -> Table:
 
 def _known(cell: Cell, known: Sequence[dict[str, str]], device: str) -> tuple[float, float]:
     """Steps/s of all seeds and MB a seed, of the nearest runs that were measured."""
+    images = _has_images(cell.game)
     algorithm = cell.config.algorithm
     alike = [
         row
         for row in known
-        if row["algorithm"] == algorithm and _has_images(row["game"]) == _has_images(cell.game)
+        if _has_images(row["game"]) == images and _kind(row["algorithm"]) == _kind(algorithm)
     ]
-    alike = [row for row in alike if row["game"] == cell.game] or alike
+    for name, value in (("algorithm", algorithm), ("game", cell.game)):
+        alike = [row for row in alike if row[name] == value] or alike
     rates = [float(row["steps_per_second"]) for row in alike if row["device"] == device]
     sizes = [float(row["disk_bytes"]) / 1e6 / len(row["seeds"].split()) for row in alike]
     return (
         float(np.median(rates)) if rates else float("nan"),
         float(np.median(sizes)) if sizes else float("nan"),
     )
+
+
+def _kind(algorithm: str) -> tuple[bool, bool]:
+    """Algorithms of one kind take about as long."""
+    return algorithm in REPLAY, algorithm in NATURAL
 
 
 def _has_images(game: str) -> bool:

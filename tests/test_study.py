@@ -179,7 +179,7 @@ def test_a_plan_reckons_with_the_rates_of_this_kind_of_device(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {
-        "game": "CartPole-v1", "algorithm": "soft_q", "seeds": "0 1", "disk_bytes": "4000000",
+        "game": "CartPole-v1", "algorithm": "dqn", "seeds": "0 1", "disk_bytes": "4000000",
         "steps_per_second": "2", "device": "cpu",
     }  # fmt: skip
     elsewhere = known | {"steps_per_second": "9999", "device": "another"}
@@ -194,10 +194,14 @@ def test_a_plan_reckons_with_the_rates_of_this_kind_of_device(
         steps=2_400,
     )
     study.main("figure3", [*TINY, "--plan"])
+    assert "not measured" in capsys.readouterr().out
+    known["algorithm"] = elsewhere["algorithm"] = "a2c"
+    study.main("figure3", [*TINY, "--plan"])
     said = capsys.readouterr().out
-    assert "not measured" in said
-    # 2 seeds x 2,000 steps at 2 a second.
-    assert "0.56" in said
+    assert "not measured" not in said
+    # 2 seeds x 2,000 steps at 2 a second, twice.
+    assert said.count("0.56") == 2
+    assert "1.11" in said
     assert study.cost(cell[0], [known, elsewhere], "cpu") == (2.0, 1.0, 6.0)
 
 
