@@ -41,14 +41,20 @@ def folders(results: Path = RESULTS) -> list[Folder]:
 
 def parts(results: Path = RESULTS) -> dict[str, str]:
     """All that pages may ask for: "figure3/quick pairs" and the like."""
+    return _joined(results, [(folder, _pieces(folder)) for folder in folders(results)])
+
+
+def _pieces(folder: Folder) -> dict[str, str]:
+    name, preset, place = folder
+    if name == "gradients":
+        return gradient_report.parts(place)
+    return report.parts(name, preset, place)
+
+
+def _joined(results: Path, pieces: Sequence[tuple[Folder, dict[str, str]]]) -> dict[str, str]:
     found = {"claims": claims.table(results), "not run": not_run(results)}
-    for name, preset, folder in folders(results):
-        pieces = (
-            gradient_report.parts(folder)
-            if name == "gradients"
-            else report.parts(name, preset, folder)
-        )
-        found |= {f"{name}/{preset} {part}": text for part, text in pieces.items()}
+    for (name, preset, _), own in pieces:
+        found |= {f"{name}/{preset} {part}": text for part, text in own.items()}
     return found
 
 
@@ -92,21 +98,18 @@ def filled(page: str, found: Mapping[str, str]) -> str:
 def stale(results: Path = RESULTS) -> list[Path]:
     """What is not what the CSVs make of it."""
     found: list[Path] = []
-    figures: tuple[str, ...]
-    for name, preset, folder in folders(results):
-        if name == "gradients":
-            study, pieces = GRADIENTS, gradient_report.parts(folder)
-            figures = gradient_report.FIGURES
-        else:
-            study, pieces = STUDIES[name], report.parts(name, preset, folder)
-            figures = ("figure.png",)
-        if (folder / "table.md").read_text() != report.page(pieces):
+    pieces = [(folder, _pieces(folder)) for folder in folders(results)]
+    for (name, preset, folder), own in pieces:
+        study, figures = GRADIENTS, gradient_report.FIGURES
+        if name != "gradients":
+            study, figures = STUDIES[name], ("figure.png",)
+        if (folder / "table.md").read_text() != report.page(own):
             found.append(folder / "table.md")
         source = report.digest(folder, study)
         for figure in figures:
             files = (folder / figure, FIGURES / _name(name, preset, figure))
             found += [file for file in files if _source(file) != source]
-    pages = parts(results)
+    pages = _joined(results, pieces)
     return found + [page for page in PAGES if filled(page.read_text(), pages) != page.read_text()]
 
 
