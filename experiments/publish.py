@@ -100,9 +100,9 @@ def stale(results: Path = RESULTS) -> list[Path]:
     found: list[Path] = []
     pieces = [(folder, _pieces(folder)) for folder in folders(results)]
     for (name, preset, folder), own in pieces:
-        study, figures = GRADIENTS, gradient_report.FIGURES
-        if name != "gradients":
-            study, figures = STUDIES[name], ("figure.png",)
+        alone = name != "gradients"
+        study = STUDIES[name] if alone else GRADIENTS
+        figures: Sequence[str] = ("figure.png",) if alone else gradient_report.FIGURES
         if (folder / "table.md").read_text() != report.page(own):
             found.append(folder / "table.md")
         source = report.digest(folder, study)
