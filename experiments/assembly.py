@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,9 @@ from experiments.config import NATURAL, REPLAY, Config
 from jaxsoft import environments, networks, off_policy, on_policy
 from jaxsoft.learner import Learner
 from jaxsoft.loop import GraphLoop, HostLoop
+
+# A fifth of a second for a game of Atari, and a study asks for each many times.
+look_up = functools.cache(environments.about)
 
 
 def options(config: Config, about: environments.About, *, playing: bool = False) -> dict[str, Any]:

@@ -27,11 +27,12 @@ CONDITIONS = {
 }
 
 
-def parts(folder: Path) -> dict[str, str]:
+def parts(name: str, preset: str, folder: Path) -> dict[str, str]:
     """The pieces of table.md by name."""
+    del name
     runs = read_rows(folder / "runs.csv")
-    command = f"python -m experiments.gradients --preset {folder.name}"
-    if folder.name not in GRADIENTS.presets:
+    command = f"python -m experiments.gradients --preset {preset}"
+    if preset not in GRADIENTS.presets:
         command = "python -m experiments.gradients --runs …"
     return {
         "title": f"# {GRADIENTS.title}",
@@ -41,9 +42,10 @@ def parts(folder: Path) -> dict[str, str]:
     }
 
 
-def build(folder: Path) -> None:
-    """Makes table.md and the FIGURES of a folder from its CSVs."""
-    (folder / "table.md").write_text(page(parts(folder)))
+def build(name: str, preset: str, folder: Path) -> dict[str, str]:
+    """Makes table.md and the FIGURES of a folder from its CSVs; returns the pieces."""
+    found = parts(name, preset, folder)
+    (folder / "table.md").write_text(page(found))
     source = digest(folder, GRADIENTS)
     rows = read_rows(folder / "gradients.csv")
     panels.draw(
@@ -64,6 +66,7 @@ def build(folder: Path) -> None:
         title="The expected gradients, where a precondition of the theorem is broken",
         source=source,
     )
+    return found
 
 
 def alike(rows: Sequence[Row]) -> str:
@@ -73,8 +76,7 @@ def alike(rows: Sequence[Row]) -> str:
         "trace of covariance, soft Q / PG", "E‖soft Q − PG‖² / that trace of PG",
         "noise in PG, of its square",
     ]  # fmt: skip
-    batches = sorted({int(row["batch"]) for row in rows})
-    batch = min(batches, key=lambda b: abs(b - 80))
+    batch = _usual_batch(rows)
     body = []
     for kind, word in WEIGHTINGS.items():
         for game, tau in _keys(rows, "game", "tau"):
@@ -173,7 +175,7 @@ def _size_panels(rows: Sequence[Row]) -> list[list[Panel]]:
             lines, unit = [], ""
             own = [r for r in rows if r["game"] == game]
             taus, shares = sorted({float(r["tau"]) for r in own}), _shares(own)
-            batch = min({int(r["batch"]) for r in own}, key=lambda b: abs(b - 80))
+            batch = _usual_batch(own)
             for kind, word in WEIGHTINGS.items():
                 here = [r for r in own if r["weighting"] == kind]
                 if len(taus) > 1:
@@ -224,6 +226,11 @@ def _apart_panels(rows: Sequence[Row]) -> list[list[Panel]]:
             )
         result.append(row)
     return result
+
+
+def _usual_batch(rows: Sequence[Row]) -> int:
+    """The one nearest to A2C's 16 x 5 steps."""
+    return min(sorted({int(row["batch"]) for row in rows}), key=lambda b: abs(b - 80))
 
 
 def _share(row: Row) -> float:

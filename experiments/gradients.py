@@ -319,9 +319,11 @@ def main(words: Sequence[str] | None = None) -> int:
     name = given.preset or "runs"
     out = given.out or Path("runs") / "gradients" / name
     results = given.results or out
-    size = Size()
-    if given.units is not None:
-        size = dataclasses.replace(size, units=given.units)
+    size = Size() if given.units is None else Size(units=given.units)
+    if size.units < 4 or size.units & (size.units - 1):
+        parser.error(f"--units {size.units}: give a power of two, 4 or more, to halve batches by")
+    if given.runs and (given.games or given.seeds or given.steps or given.out):
+        parser.error("--games, --seeds, --steps and --out go with --preset: leave them out")
     began = time.monotonic()
     try:
         folders = given.runs or []
@@ -342,6 +344,11 @@ def main(words: Sequence[str] | None = None) -> int:
             ]
             if status := study.carry_out(todo):
                 return status
+            if others := [str(cell.out) for cell in todo if not cell.finished]:
+                raise ConfigError(
+                    f"Another process is still at {', '.join(others)}. Run the same command again "
+                    "when it has finished."
+                )
             folders = [cell.out for cell in todo]
         gradients: list[dict[str, Any]] = []
         conditions: list[dict[str, Any]] = []
@@ -350,11 +357,10 @@ def main(words: Sequence[str] | None = None) -> int:
             found = _measured(folder, size)
             gradients += found["gradients"]
             conditions += found["conditions"]
-        results.mkdir(parents=True, exist_ok=True)
         study.write_csv(results / "gradients.csv", gradients)
         study.write_csv(results / "conditions.csv", conditions)
         study.write_csv(results / "runs.csv", [study.about_run(folder) for folder in folders])
-        gradient_report.build(results)
+        gradient_report.build("gradients", results.name, results)
     except (ConfigError, train.RunError, OSError, ValueError) as error:
         return stop_with(error)
     print((results / "table.md").read_text())

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image, PngImagePlugin
 
-from experiments.plotting import COLOURS, GREY
+from experiments.plotting import COLOURS, GREY, plain, unit_of
 from jaxsoft.metrics import writing
 
 __all__ = ["Line", "Panel", "draw"]
@@ -74,7 +74,6 @@ def draw(
     *,
     title: str,
     source: str,
-    columns: int = COLUMNS,
 ) -> None:
     """Draws rows of panels, a row of many games wrapped, with one key for all.
 
@@ -83,9 +82,8 @@ def draw(
       out: the .png to write.
       title: above all.
       source: what it is drawn from; kept in the file, as "Source".
-      columns: at most.
     """
-    wrapped = [row[i : i + columns] for row in rows for i in range(0, len(row), columns)]
+    wrapped = [row[i : i + COLUMNS] for row in rows for i in range(0, len(row), COLUMNS)]
     widest = max(len(row) for row in wrapped)
     labels = list(dict.fromkeys(x.label for row in wrapped for panel in row for x in panel.lines))
     style = {label: (COLOURS[i % len(COLOURS)], MARKERS[i % 8]) for i, label in enumerate(labels)}
@@ -138,7 +136,7 @@ def _panel(
     first: bool,
 ) -> None:
     longest = max((float(np.max(x.x)) for x in panel.lines if len(x.x)), default=0.0)
-    scale, unit = (1.0, "") if panel.marked else _unit(longest)
+    scale, unit = (1.0, "") if panel.marked else unit_of(longest)
     for line in panel.lines:
         colour, marker = style[line.label]
         x = line.x / scale
@@ -177,17 +175,7 @@ def _panel(
     axes.set_xlabel(unit + panel.x_label, fontsize=FONT - 1)
     if first:
         axes.set_ylabel(panel.y_label, fontsize=FONT - 1)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(labelsize=FONT - 2, color=GREY, labelcolor="#222222")
-    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def _unit(longest: float) -> tuple[float, str]:
-    if longest >= 1e6:
-        return 1e6, "million "
-    return (1e3, "thousand ") if longest >= 1e4 else (1.0, "")
+    plain(axes, FONT - 2)
 
 
 def _save(figure: Figure, out: Path, source: str) -> None:

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxsoft.metrics import read_csv, writing
 
-__all__ = ["learning_curve", "main", "smoothed"]
+__all__ = ["learning_curve", "main", "plain", "smoothed", "unit_of"]
 
 # Okabe and Ito's, less black and the yellow that white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -117,7 +117,7 @@ def learning_curve(
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=SIZE, dpi=DPI, layout=layout)
     axes = figure.add_subplot()
-    scale, unit = _unit(longest)
+    scale, unit = unit_of(longest)
     for c, colour in zip(drawn.values(), _cycle(len(drawn)), strict=True):
         _draw(axes, c, scale, colour)
     axes.set_xlim(0, longest / scale or 1)
@@ -161,10 +161,20 @@ def _cycle(n: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
-def _unit(longest: float) -> tuple[float, str]:
+def unit_of(longest: float) -> tuple[float, str]:
+    """What a long axis counts in, and the word for it."""
     if longest >= 1e6:
-        return 1e6, "million steps"
-    return (1e3, "thousand steps") if longest >= 1e4 else (1.0, "steps")
+        return 1e6, "million "
+    return (1e3, "thousand ") if longest >= 1e4 else (1.0, "")
+
+
+def plain(axes: Axes, font: float) -> None:
+    """Axes that do not stand out."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=font, color=GREY, labelcolor="#222222")
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def _draw(axes: Axes, c: Curve, scale: float, colour: str) -> None:
@@ -200,7 +210,9 @@ def _key(curves: Collection[Curve]) -> str:
 
 
 def _dress(axes: Axes, title: str, unit: str, frames: int, key: str) -> None:
-    axes.set_xlabel(unit + (f" ({frames} frames each)" if frames != 1 else ""), fontsize=FONT)
+    axes.set_xlabel(
+        f"{unit}steps" + (f" ({frames} frames each)" if frames != 1 else ""), fontsize=FONT
+    )
     axes.set_ylabel("mean episode return", fontsize=FONT)
     axes.set_title(title, loc="left", fontsize=FONT + 3, pad=26 if key else 12)
     axes.annotate(
@@ -212,13 +224,9 @@ def _dress(axes: Axes, title: str, unit: str, frames: int, key: str) -> None:
         color=GREY,
         fontsize=FONT - 2,
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(labelsize=FONT - 1, color=GREY, labelcolor="#222222")
+    plain(axes, FONT - 1)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _name(axes: Axes, drawn: Mapping[str, Curve]) -> None:

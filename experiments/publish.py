@@ -13,15 +13,15 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from experiments import claims, gradient_report, report, study
-from experiments.curves import read_rows
+from experiments.report import RESULTS
 from experiments.studies import GRADIENTS, STUDIES
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "experiments" / "results"
 FIGURES = ROOT / "docs" / "figures"
 PAGES = (
     ROOT / "docs" / "results.md",
@@ -29,6 +29,7 @@ PAGES = (
 )
 
 Folder = tuple[str, str, Path]
+ALL = {**STUDIES, "gradients": GRADIENTS}
 
 
 def folders(results: Path = RESULTS) -> list[Folder]:
@@ -39,28 +40,22 @@ def folders(results: Path = RESULTS) -> list[Folder]:
     ]
 
 
-def parts(results: Path = RESULTS) -> dict[str, str]:
+def parts(results: Path, pieces: Sequence[tuple[Folder, Mapping[str, str]]]) -> dict[str, str]:
     """All that pages may ask for: "figure3/quick pairs" and the like."""
-    return _joined(results, [(folder, _pieces(folder)) for folder in folders(results)])
-
-
-def _pieces(folder: Folder) -> dict[str, str]:
-    name, preset, place = folder
-    if name == "gradients":
-        return gradient_report.parts(place)
-    return report.parts(name, preset, place)
-
-
-def _joined(results: Path, pieces: Sequence[tuple[Folder, dict[str, str]]]) -> dict[str, str]:
     found = {"claims": claims.table(results), "not run": not_run(results)}
     for (name, preset, _), own in pieces:
         found |= {f"{name}/{preset} {part}": text for part, text in own.items()}
     return found
 
 
+def _reporter(name: str) -> Any:
+    """Who makes the tables and figures of a study."""
+    return gradient_report if name == "gradients" else report
+
+
 def not_run(results: Path) -> str:
     """The presets of the figures that there are no results of, and what they would take."""
-    known = [row for _, _, folder in folders(results) for row in read_rows(folder / "runs.csv")]
+    known = report.measured(results)
     body = []
     for name, whole in STUDIES.items():
         for key, preset in whole.presets.items():
@@ -98,19 +93,16 @@ def filled(page: str, found: Mapping[str, str]) -> str:
 def stale(results: Path = RESULTS) -> list[Path]:
     """What is not what the CSVs make of it."""
     found: list[Path] = []
-    pieces = [(folder, _pieces(folder)) for folder in folders(results)]
+    pieces = [(whole, _reporter(whole[0]).parts(*whole)) for whole in folders(results)]
     for (name, preset, folder), own in pieces:
-        alone = name != "gradients"
-        study = STUDIES[name] if alone else GRADIENTS
-        figures: Sequence[str] = ("figure.png",) if alone else gradient_report.FIGURES
         if (folder / "table.md").read_text() != report.page(own):
             found.append(folder / "table.md")
-        source = report.digest(folder, study)
-        for figure in figures:
+        source = report.digest(folder, ALL[name])
+        for figure in _reporter(name).FIGURES:
             files = (folder / figure, FIGURES / _name(name, preset, figure))
             found += [file for file in files if _source(file) != source]
-    pages = _joined(results, pieces)
-    return found + [page for page in PAGES if filled(page.read_text(), pages) != page.read_text()]
+    asked = parts(results, pieces)
+    return found + [page for page in PAGES if filled(page.read_text(), asked) != page.read_text()]
 
 
 def _source(figure: Path) -> str | None:
@@ -140,17 +132,15 @@ def main(words: Sequence[str] | None = None) -> int:
             print(f"{file.relative_to(ROOT)} is not of the CSVs. Run make results.")
         return bool(found)
     FIGURES.mkdir(exist_ok=True)
+    pieces = []
     for name, preset, folder in folders():
-        if name == "gradients":
-            gradient_report.build(folder)
-        else:
-            report.build(name, preset, folder)
-        for figure in folder.glob("*.png"):
-            shutil.copyfile(figure, FIGURES / _name(name, preset, figure.name))
+        pieces.append(((name, preset, folder), _reporter(name).build(name, preset, folder)))
+        for figure in _reporter(name).FIGURES:
+            shutil.copyfile(folder / figure, FIGURES / _name(name, preset, figure))
         print(folder.relative_to(ROOT))
-    pieces = parts()
+    asked = parts(RESULTS, pieces)
     for page in PAGES:
-        page.write_text(filled(page.read_text(), pieces))
+        page.write_text(filled(page.read_text(), asked))
     return 0
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments import curves, panels, statistics
+from experiments import assembly, curves, panels, statistics
 from experiments.curves import Curves, read_rows
 from experiments.panels import Line, Panel
 from experiments.statistics import Estimate
@@ -24,12 +23,14 @@ __all__ = [
     "made",
     "markdown",
     "measured",
+    "nearness",
     "number",
     "page",
     "parts",
 ]
 
 RESULTS = Path(__file__).parent / "results"
+FIGURES = ("figure.png",)
 
 NAMES = {"episode_return": "return", "episode_length": "length of a game"}
 
@@ -42,10 +43,9 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) 
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *body])
 
 
-@functools.cache
-def measured() -> list[dict[str, str]]:
+def measured(results: Path = RESULTS) -> list[dict[str, str]]:
     """What the committed runs took."""
-    return [row for file in sorted(RESULTS.glob("*/*/runs.csv")) for row in read_rows(file)]
+    return [row for file in sorted(results.glob("*/*/runs.csv")) for row in read_rows(file)]
 
 
 def number(x: float) -> str:
@@ -73,7 +73,12 @@ def load(name: str, folder: Path) -> tuple[Study, Data, list[dict[str, str]]]:
 
 def parts(name: str, preset: str, folder: Path) -> dict[str, str]:
     """The pieces of table.md by name."""
-    study, data, runs = load(name, folder)
+    return _parts(name, preset, *load(name, folder))
+
+
+def _parts(
+    name: str, preset: str, study: Study, data: Data, runs: list[dict[str, str]]
+) -> dict[str, str]:
     found = {"title": f"# {study.title}", "made": made(command(name, preset), runs)}
     found |= {NAMES[measure]: table(study, data, measure) for measure in study.measures}
     if study.pairs and (text := pairs(study, data)):
@@ -83,12 +88,14 @@ def parts(name: str, preset: str, folder: Path) -> dict[str, str]:
     return found | {"runs": "Runs:\n\n" + runs_table(runs)}
 
 
-def build(name: str, preset: str, folder: Path) -> None:
-    """Makes table.md and figure.png of a folder from its CSVs."""
-    (folder / "table.md").write_text(page(parts(name, preset, folder)))
+def build(name: str, preset: str, folder: Path) -> dict[str, str]:
+    """Makes table.md and figure.png of a folder from its CSVs; returns the pieces."""
     study, data, runs = load(name, folder)
+    found = _parts(name, preset, study, data, runs)
+    (folder / "table.md").write_text(page(found))
     rows = _sweep_panels(study, data) if study.x_label else _curve_panels(study, data, runs)
     panels.draw(rows, folder / "figure.png", title=study.title, source=digest(folder, study))
+    return found
 
 
 def page(found: Mapping[str, str]) -> str:
@@ -162,6 +169,14 @@ def table(study: Study, data: Data, measure: str) -> str:
     return markdown(head, body, left=2)
 
 
+def nearness(x: Curves, y: Curves, measure: str = "episode_return") -> statistics.Equivalence:
+    """Whether two variants are equivalent, on what both have run."""
+    curves = x.measures[measure], y.measures[measure]
+    count = min(c.shape[1] for c in curves)
+    same = np.array_equal(x.seeds, y.seeds)
+    return statistics.equivalence(*(c[:, :count] for c in curves), same_seeds=same)
+
+
 def pairs(study: Study, data: Data) -> str:
     """The tests of equivalence."""
     head = [
@@ -173,11 +188,7 @@ def pairs(study: Study, data: Data) -> str:
         for first, second in study.pairs:
             if (game, first) not in data or (game, second) not in data:
                 continue
-            both = data[game, first], data[game, second]
-            x, y = (c.measures["episode_return"] for c in both)
-            count = min(x.shape[1], y.shape[1])
-            same = np.array_equal(both[0].seeds, both[1].seeds)
-            found = statistics.equivalence(x[:, :count], y[:, :count], same_seeds=same)
+            found = nearness(data[game, first], data[game, second])
             enough = np.isfinite(found.ratio.value)
             labels = (study.variants[name].label for name in (first, second))
             body.append(
@@ -251,34 +262,27 @@ def _seconds_a_step(runs: list[dict[str, str]]) -> dict[tuple[str, str], float]:
 
 
 def _frames(game: str) -> str:
-    return "steps (4 frames each)" if game.endswith("-v5") else "steps"
+    return "steps (4 frames each)" if assembly.look_up(game).is_atari else "steps"
 
 
 def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[list[Panel]]:
     games = list(dict.fromkeys(game for game, _ in data))
     rows = []
 
-    def row(
-        what: str,
-        line: Callable[[str, Curves], Line],
-        unit: Callable[[str], str] = _frames,
-    ) -> None:
+    def row(what: str, line: Callable[[str, str, Curves], Line], unit: str = "") -> None:
+        drawn = [(game, line(game, v, c)) for (game, v), c in _ordered(study, data)]
         rows.append(
             [
-                Panel(
-                    game,
-                    unit(game),
-                    what,
-                    [line(v, c) for (g, v), c in _ordered(study, data) if g == game],
-                )
+                Panel(game, unit or _frames(game), what, [x for at, x in drawn if at == game])
                 for game in games
             ]
         )
 
-    few = max(len(c.episodes) for c in data.values()) < 5
+    few = max(len(c.seeds) for c in data.values()) < 5
     for measure in study.measures:
 
-        def mean(variant: str, c: Curves, measure: str = measure) -> Line:
+        def mean(game: str, variant: str, c: Curves, measure: str = measure) -> Line:
+            del game
             y = c.measures[measure]
             low = high = None
             if len(y) > 2:
@@ -287,7 +291,8 @@ def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[
             each = y if 1 < len(y) < 5 else None
             return Line(study.variants[variant].label, c.steps, y.mean(0), low, high, each)
 
-        def middle(variant: str, c: Curves, measure: str = measure) -> Line:
+        def middle(game: str, variant: str, c: Curves, measure: str = measure) -> Line:
+            del game
             y = c.measures[measure]
             ends = statistics.iqm_interval(y)
             return Line(study.variants[variant].label, c.steps, statistics.iqm(y), *ends)
@@ -302,22 +307,11 @@ def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[
     if study.by_time:
         seconds = _seconds_a_step(runs)
 
-        def timed(game: str) -> Callable[[str, Curves], Line]:
-            return lambda variant, c: middle(variant, c, study.measures[0])._replace(
-                x=c.steps * seconds[game, variant]
-            )
+        def timed(game: str, variant: str, c: Curves) -> Line:
+            line = middle(game, variant, c, study.measures[0])
+            return line._replace(x=c.steps * seconds[game, variant])
 
-        rows.append(
-            [
-                Panel(
-                    game,
-                    "seconds of the machine, a seed",
-                    f"{NAMES[study.measures[0]]}, IQM and 95 %",
-                    [timed(game)(v, c) for (g, v), c in _ordered(study, data) if g == game],
-                )
-                for game in games
-            ]
-        )
+        row(f"{NAMES[study.measures[0]]}, IQM and 95 %", timed, "seconds of the machine, a seed")
     return rows
 
 

@@ -43,14 +43,9 @@ from experiments.config import (
 )
 from experiments.curves import BINS
 from experiments.studies import STUDIES, Preset, Study
-from jaxsoft import environments
 from jaxsoft.metrics import read_csv, writing
 
 __all__ = ["Cell", "about_run", "carry_out", "cells", "collect", "cost", "main", "write_csv"]
-
-
-# A fifth of a second for a game of Atari, and a study has many cells of each.
-_look_up = functools.cache(environments.about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Cell:
     @functools.cached_property
     def config(self) -> Config:
         """The settings, completed."""
-        about = _look_up(self.game)
+        about = assembly.look_up(self.game)
         given = parse([*self.words, "--out", str(self.out)])[0]
         return complete(given, images=len(about.observation_shape) == 3, atari=about.is_atari)
 
@@ -194,7 +189,7 @@ def _kind(algorithm: str) -> tuple[bool, bool]:
 
 
 def _has_images(game: str) -> bool:
-    return len(_look_up(game).observation_shape) == 3
+    return len(assembly.look_up(game).observation_shape) == 3
 
 
 def _ranges(seeds: Sequence[int]) -> str:

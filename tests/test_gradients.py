@@ -113,7 +113,9 @@ def test_differences_grow_with_epsilon(results: Path) -> None:
 
 
 def test_the_report_is_of_the_rows(results: Path) -> None:
-    assert (results / "table.md").read_text() == report.page(gradient_report.parts(results))
+    assert (results / "table.md").read_text() == report.page(
+        gradient_report.parts("gradients", results.name, results)
+    )
     for name in gradient_report.FIGURES:
         with Image.open(results / name) as image:
             assert image.info["Source"] == report.digest(results, GRADIENTS)
@@ -145,6 +147,15 @@ def test_gradients_of_units_add_up_to_the_batchs(run: Path) -> None:
             share = float(rollout.weight.mean())
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
                 np.testing.assert_allclose(a.mean(axis=0), share * b, atol=1e-6)
+
+
+@pytest.mark.parametrize("units", ["2", "6"])
+def test_units_that_cannot_be_halved_are_refused(
+    units: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        gradients.main(["--runs", str(run), "--units", units])
+    assert "a power of two" in capsys.readouterr().err
 
 
 def test_runs_of_another_kind_are_refused(

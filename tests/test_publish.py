@@ -45,7 +45,7 @@ def test_an_edited_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     page = tmp_path / "page.md"
     monkeypatch.setattr(publish, "PAGES", (page,))
     found = {"claims": "| a |"}
-    monkeypatch.setattr(publish, "_joined", lambda *_: found)
+    monkeypatch.setattr(publish, "parts", lambda *_: found)
     page.write_text("x\n<!-- results: claims -->\n<!-- end -->\ny\n")
     page.write_text(publish.filled(page.read_text(), found))
     assert page.read_text() == "x\n<!-- results: claims -->\n\n| a |\n\n<!-- end -->\ny\n"
