@@ -173,7 +173,7 @@ def parse(words: Sequence[str] | None = None) -> tuple[Config, Runtime]:
         for spec in dataclasses.fields(Runtime)
     }
     runtime = Runtime(**chosen)
-    leasts = {"env_threads": 0, "report_every": 1, "checkpoint_seconds": 0, "keep": 1}
+    leasts = {"until": 1, "env_threads": 0, "report_every": 1, "checkpoint_seconds": 0, "keep": 1}
     leasts["checkpoint_steps"] = 1
     for name, least in leasts.items():
         value = getattr(runtime, name)

@@ -168,6 +168,10 @@ class Runtime:
     """How a run is carried out, which does not change what it computes."""
 
     out: Path = _option("folder of the run", type=Path)  # noqa: RUF009 (a field)
+    until: int = _option(
+        "leave after so many of --steps, which still set the schedules; --resume goes on",
+        type=count,
+    )
     resume: bool = _option(
         "go on from the newest checkpoint of --out, or begin if there is none",
         default=False,

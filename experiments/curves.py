@@ -22,15 +22,13 @@ class Curves(NamedTuple):
       steps: ends of the parts of the run [T], up to where every seed is.
       measures: name -> mean over the games finished in each part [S, T]; where none was, that of
         the part before, and before the first, that of the first.
-      final: name -> mean over the games of the last tenth of each seed's run [S].
-      episodes: games finished, of each seed [S].
+      final: name -> mean over the games of the last tenth of that [S].
       seeds: which [S].
     """
 
     steps: np.ndarray
     measures: Mapping[str, np.ndarray]
     final: Mapping[str, np.ndarray]
-    episodes: np.ndarray
     seeds: np.ndarray
 
     def area(self, name: str = "episode_return") -> np.ndarray:
@@ -56,12 +54,13 @@ def read(path: Path, lengths: Mapping[tuple[str, str], int]) -> dict[tuple[str, 
 
     Args:
       path: of curves.csv.
-      lengths: (game, variant) -> steps of a whole run.
+      lengths: (game, variant) -> steps of a whole run; what came after them does not count.
     """
     by_cell: dict[tuple[str, str], dict[int, list[dict[str, str]]]] = {}
     for row in read_rows(path):
-        cell = by_cell.setdefault((row["game"], row["variant"]), {})
-        cell.setdefault(int(row["seed"]), []).append(row)
+        key = row["game"], row["variant"]
+        if int(row["step"]) <= lengths[key]:
+            by_cell.setdefault(key, {}).setdefault(int(row["seed"]), []).append(row)
     return {key: _curves(seeds, lengths[key]) for key, seeds in by_cell.items()}
 
 
@@ -72,13 +71,11 @@ def _curves(seeds: Mapping[int, list[dict[str, str]]], length: int) -> Curves:
     count = max(1, min(BINS, int(np.ceil(reached / width - 0.5))))
     grids: dict[str, list[np.ndarray]] = {name: [] for name in names}
     final: dict[str, list[float]] = {name: [] for name in names}
-    played = []
     for rows in seeds.values():
         step = np.array([int(row["step"]) for row in rows])
         games = np.array([int(row["episodes"]) for row in rows], float)
         part = np.clip(np.ceil(step / width).astype(int) - 1, 0, BINS - 1)
-        late = step > 0.9 * step.max()
-        played.append(games.sum())
+        late = (step > 0.9 * reached) & (step <= reached)
         for name in names:
             value = np.where(games > 0, [float(row[name]) for row in rows], 0.0)
             number = np.bincount(part, games, BINS)[:count]
@@ -94,7 +91,6 @@ def _curves(seeds: Mapping[int, list[dict[str, str]]], length: int) -> Curves:
         ends,
         {name: np.array(grid) for name, grid in grids.items()},
         {name: np.array(x) for name, x in final.items()},
-        np.array(played),
         np.array(list(seeds)),
     )
 

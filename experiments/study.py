@@ -20,7 +20,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ from experiments.config import (
     from_json,
     to_json,
 )
-from experiments.curves import BINS
+from experiments.curves import BINS, read_rows
 from experiments.studies import STUDIES, Preset, Study
 from jaxsoft.metrics import read_csv, writing
 
@@ -50,7 +50,7 @@ __all__ = ["Cell", "about_run", "carry_out", "cells", "collect", "cost", "main",
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of `experiments.train`: a variant on a game, for some seeds."""
+    """One run of `experiments.train`: a variant on a game, for some seeds, as far as `steps`."""
 
     game: str
     variant: str
@@ -82,7 +82,7 @@ class Cell:
             return False
         config = parse([*self.words, "--out", str(self.out), "--resume"])[0]
         per_update = config.num_envs * config.rollout_length
-        return self.done >= assembly.updates(config) * per_update
+        return self.done >= self.steps // per_update * per_update
 
 
 def cells(
@@ -102,15 +102,28 @@ def cells(
     groups = [seeds] if preset.together else [(seed,) for seed in seeds]
     found = []
     for group, game, name in itertools.product(groups, games, variants):
-        length = preset.steps[game] if steps is None else steps
-        words = ["--game", game, "--steps", str(length), *shlex.split(preset.words)]
+        whole = preset.steps[game] if steps is None else steps
+        length = preset.length(game) if steps is None else steps
+        words = ["--game", game, "--steps", str(whole), *shlex.split(preset.words)]
         variant = study.variants[name]
         words += shlex.split(f"{variant.words} {variant.by_game.get(game, '')}")
         words += ["--seeds", *map(str, group), "--report-every", str(max(1, length // BINS))]
+        if length < whole:
+            words += ["--until", str(length)]
         place = out / game / name
         place = place if preset.together else place / str(group[0])
         found.append(Cell(game, name, group, length, tuple(words), place))
     return found
+
+
+class Collected(NamedTuple):
+    """The rows of a study's two CSVs."""
+
+    curves: Sequence[Mapping[str, str]]
+    runs: Sequence[Mapping[str, str]]
+
+
+CSVS = tuple(f"{name}.csv" for name in Collected._fields)
 
 
 class Cost(NamedTuple):
@@ -230,26 +243,60 @@ def carry_out(todo: Sequence[Cell]) -> int:
     return 0
 
 
-def collect(todo: Sequence[Cell], results: Path) -> int:
-    """Writes curves.csv and runs.csv of the cells that have begun; how many those are."""
+def collect(todo: Sequence[Cell]) -> Collected:
+    """The rows of curves.csv and runs.csv of the cells that have begun."""
     curves, runs = [], []
     for cell in todo:
         if not cell.done or not (cell.out / "metrics.csv").exists():
             continue
         data = read_csv(cell.out / "metrics.csv")
         for i in range(len(data["step"])):
-            row: dict[str, Any] = {"game": cell.game, "variant": cell.variant}
+            row = {"game": cell.game, "variant": cell.variant}
             for name in ("seed", "step", "episode_return", "episodes", "episode_length"):
-                row[name] = f"{data[name][i]:.6g}" if "_" in name else int(data[name][i])
+                row[name] = f"{data[name][i]:.6g}" if "_" in name else str(int(data[name][i]))
             curves.append(row)
-        runs.append(about_run(cell.out, cell.variant))
-    if runs:
-        write_csv(results / "curves.csv", curves)
-        write_csv(results / "runs.csv", runs)
-    return len(runs)
+        runs.append(about_run(cell.out, cell.variant) | {"of_steps": str(cell.steps)})
+    return Collected(curves, runs)
 
 
-def about_run(out: Path, variant: str = "") -> dict[str, Any]:
+def together(new: Collected, old: Collected) -> Collected:
+    """Both, and of a seed that is in both the longer run; so machines add to results in turn."""
+    settings: dict[tuple[str, str], str] = {}
+    owner: dict[tuple[str, str, str], tuple[Collected, int]] = {}
+    runs = []
+    every = [(run, part) for part in (new, old) for run in part.runs]
+    for run, part in sorted(every, key=lambda x: -int(x[0]["steps"])):
+        seeds = run["seeds"].split()
+        keys = [(run["game"], run["variant"], seed) for seed in seeds]
+        by = settings.setdefault(keys[0][:2], run["settings"])
+        if run["settings"] != by:
+            raise ConfigError(
+                f"The results have runs of {run['variant']} on {run['game']} by settings\n  {by}\n"
+                f"and by\n  {run['settings']}\nName another folder by --results."
+            )
+        if not any(key in owner for key in keys):
+            runs.append(run)
+            owner |= dict.fromkeys(keys, (part, int(seeds[0])))
+    games, variants = (
+        list(dict.fromkeys(run[name] for part in (old, new) for run in part.runs))
+        for name in ("game", "variant")
+    )
+
+    def place(row: Mapping[str, str]) -> tuple[int, int, int]:
+        seed = row["seed"] if "seed" in row else row["seeds"].split()[0]
+        first = owner[row["game"], row["variant"], seed][1]
+        return games.index(row["game"]), variants.index(row["variant"]), first
+
+    curves = [
+        row
+        for part in (new, old)
+        for row in part.curves
+        if owner.get((row["game"], row["variant"], row["seed"]), (None,))[0] is part
+    ]
+    return Collected(sorted(curves, key=place), sorted(runs, key=place))
+
+
+def about_run(out: Path, variant: str = "") -> dict[str, str]:
     """A row of runs.csv of a run's folder: what it took, where, by which settings."""
     config = from_json(json.loads((out / "config.json").read_text()))
     sessions = json.loads((out / "run.json").read_text())["sessions"]
@@ -257,7 +304,7 @@ def about_run(out: Path, variant: str = "") -> dict[str, Any]:
     rate = len(config.seeds) * float(np.median(read_csv(out / "metrics.csv")["steps_per_second"]))
     settings = []
     for name, value in to_json(config).items():
-        if name not in ("game", "seeds", "steps"):
+        if name not in ("game", "seeds"):
             word = flag(name) if value is not False else flag(f"no_{name}")
             many = value if isinstance(value, list) else [value]
             settings += [word, *([] if isinstance(value, bool) else map(str, many))]
@@ -267,11 +314,11 @@ def about_run(out: Path, variant: str = "") -> dict[str, Any]:
         "variant": variant or config.algorithm,
         "algorithm": config.algorithm,
         "seeds": " ".join(map(str, config.seeds)),
-        "steps": max(session["to_step"] for session in sessions),
-        "of_steps": config.steps,
+        "steps": str(max(session["to_step"] for session in sessions)),
+        "of_steps": str(config.steps),
         "seconds": f"{sum(session['seconds'] for session in sessions):.0f}",
         "steps_per_second": f"{rate:.0f}",
-        "disk_bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+        "disk_bytes": str(sum(file.stat().st_size for file in out.rglob("*") if file.is_file())),
         "device": last["device"],
         "processor": last["processor"],
         "jax": last["jax"],
@@ -281,7 +328,7 @@ def about_run(out: Path, variant: str = "") -> dict[str, Any]:
     }
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replaces a file by rows of equal columns, as a whole."""
     whole = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
@@ -296,7 +343,8 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _parser(name: str, study: Study, prog: str) -> argparse.ArgumentParser:
     presets = "\n".join(
         f"  {key:<8}{preset.about}:\n          {len(preset.steps)} games, {preset.seeds} seeds, "
-        f"{min(preset.steps.values()):,} to {max(preset.steps.values()):,} steps"
+        f"{min(map(preset.length, preset.steps)):,} to "
+        f"{max(map(preset.length, preset.steps)):,} steps"
         for key, preset in study.presets.items()
     )
     variants = "\n".join(f"  {key:<26}{x.label}" for key, x in study.variants.items())
@@ -314,7 +362,9 @@ def _parser(name: str, study: Study, prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help=f"folder of the runs (default runs/{name}/PRESET)")
     parser.add_argument(
-        "--results", type=Path, help="folder of the figure, table and CSVs (default --out)"
+        "--results",
+        type=Path,
+        help="folder of the figure, table and CSVs (default --out); other runs that it has stay",
     )
     parser.add_argument("--games", nargs="+", default=[], metavar="ID", help="only these")
     parser.add_argument(
@@ -365,8 +415,13 @@ def main(name: str, words: Sequence[str] | None = None, *, prog: str = "") -> in
         began = time.monotonic()
         status = 0 if given.collect else carry_out(todo)
         every = cells(study, preset, out, seeds=given.seeds, steps=given.steps, games=given.games)
-        if not collect(every, results):
+        found = collect(every)
+        if not found.runs:
             raise ConfigError(f"--out {out} has no run that has begun, and no figure is drawn.")
+        if results != out and (results / "runs.csv").exists():
+            found = together(found, Collected(*(read_rows(results / file) for file in CSVS)))
+        for file, rows in zip(CSVS, found, strict=True):
+            write_csv(results / file, rows)
         report.build(name, given.preset, results)
         console.print()
         print((results / "table.md").read_text())

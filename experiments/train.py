@@ -62,6 +62,7 @@ def train(config: Config, runtime: Runtime) -> int:
     config = complete(config, images=len(about.observation_shape) == 3, atari=about.is_atari)
     if runtime.video is not None:
         evaluate.check_video(config, about, runtime.video)
+    last = _last(config, runtime)
     out = runtime.out
     settings = to_json(config)
     resumed = _prepare(out, runtime.resume)
@@ -81,14 +82,16 @@ def train(config: Config, runtime: Runtime) -> int:
             write_json(out / "config.json", settings | {"version": VERSION})
         resume_step = begun if resumed else None
         sessions = Sessions(out / "run.json", begun)
-        total = assembly.updates(config) * loop.steps_per_update
+        done = begun // loop.steps_per_update
+        last = max(done, last)
+        total = last * loop.steps_per_update
         with (
             CsvLog(out / "metrics.csv", resume_step=resume_step) as csv,
             TensorBoardLog(out / "tensorboard", resume_step=resume_step) as board,
             Progress(f"{config.game} {config.algorithm}", total, start=begun) as progress,
         ):
             run = _Run(config, runtime, loop, state, (csv, board), progress, checkpoints, sessions)
-            run.go_on(begun // loop.steps_per_update, assembly.updates(config), signals)
+            run.go_on(done, last, signals)
     _draw(config, out, about.is_atari)
     if signals.received is not None:
         print(f"Saved in {out}; go on with: python -m experiments.train --resume --out {out}")
@@ -194,6 +197,18 @@ class _Run:
                 "checkpoints are of before. Lower --learning-rate or --max-gradient-norm, or go "
                 "on without such updates by --resume --on-nan skip."
             )
+
+
+def _last(config: Config, runtime: Runtime) -> int:
+    """The update that the run ends with."""
+    until = runtime.until or config.steps
+    per_update = config.num_envs * config.rollout_length
+    if until < per_update:
+        raise ConfigError(
+            f"--until {until:_} is less than one update, {config.num_envs} environments x "
+            f"{config.rollout_length} steps. Give at least {per_update}."
+        )
+    return min(until // per_update, assembly.updates(config))
 
 
 def _held(state: TrainState, save_replay: bool) -> TrainState:

@@ -56,7 +56,18 @@ def test_all_seeds_end_where_the_slowest_is(tmp_path: Path) -> None:
     found = read(tmp_path, rows)
     assert found.measures["episode_return"].shape == (2, 20)
     np.testing.assert_array_equal(found.seeds, [0, 3])
-    np.testing.assert_array_equal(found.episodes, [40, 20])
+
+
+def test_the_last_tenth_is_of_what_every_seed_has_run(tmp_path: Path) -> None:
+    rows = [(0, 10 * i, float(i), 1, 1.0) for i in range(1, 41)]
+    rows += [(3, 10 * i, float(i), 1, 1.0) for i in range(1, 21)]
+    np.testing.assert_array_equal(read(tmp_path, rows).final["episode_return"], [19.5, 19.5])
+
+
+def test_what_came_after_the_run_does_not_count(tmp_path: Path) -> None:
+    rows = [(0, 10 * i, float(i), 1, 1.0) for i in range(1, 41)]
+    found = read(tmp_path, [*rows, (0, 410, 99.0, 9, 9.0)])
+    assert found.measures["episode_return"].max() == found.final["episode_return"].max() + 1.5 == 40
 
 
 def test_goals_are_reached_once(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from experiments import questions, report, study, train
+from experiments.config import ConfigError
 from experiments.studies import GRADIENTS, STUDIES
 from jaxsoft.metrics import read_csv
 
@@ -31,6 +32,7 @@ def test_every_run_of_every_preset_has_settings_that_can_be_run(name: str, prese
     seeds = sum(len(cell.seeds) for cell in todo)
     assert seeds == len(about.steps) * len(whole.variants) * about.seeds
     for cell in todo:
+        assert cell.steps == about.length(cell.game) <= about.steps[cell.game]
         assert cell.config.steps == about.steps[cell.game]
         assert cell.config.seeds == cell.seeds
     for first, second in whole.pairs:
@@ -223,6 +225,63 @@ def test_help(module: str) -> None:
     for word in ("--preset", "quick", "variants:", "--plan", "taskset"):
         assert word in said
     assert max(map(len, said.splitlines())) <= 110
+
+
+def test_runs_may_be_the_beginning_of_longer_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = STUDIES["figure3"]
+    short = dataclasses.replace(whole.presets["quick"], until={"Catch-v0": 1_000}, seeds=1)
+    monkeypatch.setitem(STUDIES, "figure3", dataclasses.replace(whole, presets={"quick": short}))
+    words = ["--preset", "quick", "--games", "Catch-v0", "--variants", "soft_q"]
+    assert study.main("figure3", [*words, "--out", str(tmp_path)]) == 0
+    [run] = rows(tmp_path / "runs.csv")
+    assert (run["steps"], run["of_steps"]) == ("896", "1000")  # updates of 128
+    assert "--steps 50000" in run["settings"]
+    [cell] = study.cells(whole, short, tmp_path, games=["Catch-v0"], variants=["soft_q"])
+    assert cell.finished
+    _, data, _ = report.load("figure3", tmp_path)
+    assert data["Catch-v0", "soft_q"].steps[-1] == 896
+
+
+def collected(*seeds: str, steps: int = 10, words: str = "--x 1") -> study.Collected:
+    cell = {"game": "G", "variant": "v"}
+    curves = [cell | {"seed": s, "step": str(i)} for s in seeds for i in range(1, steps + 1)]
+    runs = [cell | {"seeds": s, "steps": str(steps), "settings": words} for s in seeds]
+    return study.Collected(curves, runs)
+
+
+def test_machines_add_to_results_in_turn() -> None:
+    found = study.together(collected("2", "1"), collected("0"))
+    assert found == collected("0", "1", "2")
+    assert study.together(found, collected("0", "1", "2")) == found
+
+
+@pytest.mark.parametrize("new", [4, 20])
+def test_of_a_seed_that_was_run_twice_the_longer_is_kept(new: int) -> None:
+    found = study.together(collected("1", steps=new), collected("0", "1"))
+    assert found.runs == [*collected("0").runs, *collected("1", steps=max(new, 10)).runs]
+    assert found.curves == [*collected("0").curves, *collected("1", steps=max(new, 10)).curves]
+
+
+def test_runs_of_other_settings_are_not_put_together() -> None:
+    with pytest.raises(ConfigError, match=r"--x 2[\s\S]*--results"):
+        study.together(collected("1", words="--x 2"), collected("0"))
+
+
+def test_results_keep_the_runs_of_others(done: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    one = [*FEW, "--variants", "soft_q", "--out", str(done), "--collect"]
+    assert study.main("figure3", [*one, "--results", str(results)]) == 0
+    before = rows(results / "curves.csv")
+    mine = ["--preset", "quick", "--games", "Catch-v0", "--steps", "2_000", "--seeds", "2", "3"]
+    mine += ["--variants", "soft_q", "--out", str(tmp_path / "mine"), "--results", str(results)]
+    assert study.main("figure3", mine) == 0
+    after = rows(results / "curves.csv")
+    assert [row for row in after if row["seed"] in ("0", "1")] == before
+    assert {row["seed"] for row in after} == {"0", "1", "2", "3"}
+    _, data, _ = report.load("figure3", results)
+    assert len(data["Catch-v0", "soft_q"].seeds) == 4
 
 
 def test_a_finished_run_is_known_from_its_files(done: Path) -> None:

@@ -351,6 +351,21 @@ def test_checkpoints_along_a_run_are_at_the_same_steps_after_a_kill(tmp_path):
     assert steps_of(tmp_path / "killed", (0,))[-1] == 80
 
 
+def test_a_run_can_leave_early_by_the_schedules_of_the_whole(finished, tmp_path, capsys):
+    assert run(tmp_path, *A2C, "--until", "29") == 0  # in the fourth update
+    assert checkpoints_of(tmp_path)[-1] == steps_of(tmp_path)[-1] == 3 * UPDATE
+    assert_same(*(saved(out, 3 * UPDATE)[0] for out in (tmp_path, finished)))
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 50
+    assert resume(tmp_path, "--until", "16") == 0  # which was long ago
+    assert checkpoints_of(tmp_path)[-1] == 3 * UPDATE
+    assert resume(tmp_path) == 0
+    assert steps_of(tmp_path) == steps_of(finished)
+    for until, word in (("7", "less than one update"), ("0", "less than 1")):
+        assert run(tmp_path / "new", *A2C, "--until", until) == 2
+        assert word in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_kill_between_rows_and_checkpoint_loses_the_rows(again, capsys):
     """What was reported after the newest checkpoint is learned again, and reported once."""
     shutil.rmtree(again / "checkpoints" / str(3 * UPDATE))
