@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.config import NATURAL, REPLAY, Config
+from experiments.config import Config
+from experiments.defaults import NATURAL, REPLAY
 from jaxsoft import environments, networks, off_policy, on_policy
 from jaxsoft.learner import Learner
 from jaxsoft.loop import GraphLoop, HostLoop

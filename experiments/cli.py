@@ -12,7 +12,8 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from experiments.config import (
+from experiments.config import Config, ConfigError, Runtime, count, flag, from_json, word
+from experiments.defaults import (
     BY_ALGORITHM,
     BY_ALGORITHM_VECTOR,
     DESCRIPTIONS,
@@ -21,13 +22,6 @@ from experiments.config import (
     REPLAY,
     VECTOR_ON_POLICY,
     VECTOR_REPLAY,
-    Config,
-    ConfigError,
-    Runtime,
-    count,
-    flag,
-    from_json,
-    word,
 )
 
 __all__ = ["parse", "parser", "stop_with"]

@@ -17,7 +17,8 @@ from rich.table import Table
 import jaxsoft
 from experiments import assembly, evaluate, plotting, train
 from experiments.cli import parse, stop_with
-from experiments.config import ON_POLICY, REPLAY, ConfigError
+from experiments.config import ConfigError
+from experiments.defaults import ON_POLICY, REPLAY
 from jaxsoft.launch import keep_pages
 from jaxsoft.metrics import read_csv
 from jaxsoft.on_policy import Objective

@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array
 
 import jaxsoft
-from experiments import assembly, evaluate, gradient_report, study, train
+from experiments import assembly, collected, evaluate, gradient_report, study, train
 from experiments.cli import stop_with
 from experiments.config import ConfigError
 from experiments.studies import GRADIENTS
@@ -357,9 +357,11 @@ def main(words: Sequence[str] | None = None) -> int:
             found = _measured(folder, size)
             gradients += found["gradients"]
             conditions += found["conditions"]
-        study.write_csv(results / "gradients.csv", gradients)
-        study.write_csv(results / "conditions.csv", conditions)
-        study.write_csv(results / "runs.csv", [study.about_run(folder) for folder in folders])
+        collected.write_csv(results / "gradients.csv", gradients)
+        collected.write_csv(results / "conditions.csv", conditions)
+        collected.write_csv(
+            results / "runs.csv", [collected.about_run(folder) for folder in folders]
+        )
         gradient_report.build("gradients", results.name, results)
     except (ConfigError, train.RunError, OSError, ValueError) as error:
         return stop_with(error)

@@ -10,42 +10,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import functools
 import itertools
 import json
-import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import assembly, report, train
+from experiments import assembly, collected, report, train
 from experiments.cli import parse, stop_with
-from experiments.config import (
-    NATURAL,
-    REPLAY,
-    Config,
-    ConfigError,
-    complete,
-    flag,
-    from_json,
-    to_json,
-)
-from experiments.curves import BINS, read_rows
+from experiments.collected import Collected
+from experiments.config import Config, ConfigError, complete
+from experiments.curves import BINS
+from experiments.defaults import NATURAL, REPLAY
 from experiments.studies import STUDIES, Preset, Study
-from jaxsoft.metrics import read_csv, writing
+from jaxsoft.metrics import writing
 
-__all__ = ["Cell", "about_run", "carry_out", "cells", "collect", "cost", "main", "write_csv"]
+__all__ = ["Cell", "carry_out", "cells", "collect", "cost", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,16 +105,6 @@ def cells(
         place = place if preset.together else place / str(group[0])
         found.append(Cell(game, name, group, length, tuple(words), place))
     return found
-
-
-class Collected(NamedTuple):
-    """The rows of a study's two CSVs."""
-
-    curves: Sequence[Mapping[str, str]]
-    runs: Sequence[Mapping[str, str]]
-
-
-CSVS = tuple(f"{name}.csv" for name in Collected._fields)
 
 
 class Cost(NamedTuple):
@@ -245,99 +226,13 @@ def carry_out(todo: Sequence[Cell]) -> int:
 
 def collect(todo: Sequence[Cell]) -> Collected:
     """The rows of curves.csv and runs.csv of the cells that have begun."""
-    curves, runs = [], []
+    found = Collected([], [])
     for cell in todo:
-        if not cell.done or not (cell.out / "metrics.csv").exists():
-            continue
-        data = read_csv(cell.out / "metrics.csv")
-        for i in range(len(data["step"])):
-            row = {"game": cell.game, "variant": cell.variant}
-            for name in ("seed", "step", "episode_return", "episodes", "episode_length"):
-                row[name] = f"{data[name][i]:.6g}" if "_" in name else str(int(data[name][i]))
-            curves.append(row)
-        runs.append(about_run(cell.out, cell.variant) | {"of_steps": str(cell.steps)})
-    return Collected(curves, runs)
-
-
-def together(new: Collected, old: Collected) -> Collected:
-    """Both, and of a seed that is in both the longer run; so machines add to results in turn."""
-    settings: dict[tuple[str, str], str] = {}
-    owner: dict[tuple[str, str, str], tuple[Collected, int]] = {}
-    runs = []
-    every = [(run, part) for part in (new, old) for run in part.runs]
-    for run, part in sorted(every, key=lambda x: -int(x[0]["steps"])):
-        seeds = run["seeds"].split()
-        keys = [(run["game"], run["variant"], seed) for seed in seeds]
-        by = settings.setdefault(keys[0][:2], run["settings"])
-        if run["settings"] != by:
-            raise ConfigError(
-                f"The results have runs of {run['variant']} on {run['game']} by settings\n  {by}\n"
-                f"and by\n  {run['settings']}\nName another folder by --results."
-            )
-        if not any(key in owner for key in keys):
-            runs.append(run)
-            owner |= dict.fromkeys(keys, (part, int(seeds[0])))
-    games, variants = (
-        list(dict.fromkeys(run[name] for part in (old, new) for run in part.runs))
-        for name in ("game", "variant")
-    )
-
-    def place(row: Mapping[str, str]) -> tuple[int, int, int]:
-        seed = row["seed"] if "seed" in row else row["seeds"].split()[0]
-        first = owner[row["game"], row["variant"], seed][1]
-        return games.index(row["game"]), variants.index(row["variant"]), first
-
-    curves = [
-        row
-        for part in (new, old)
-        for row in part.curves
-        if owner.get((row["game"], row["variant"], row["seed"]), (None,))[0] is part
-    ]
-    return Collected(sorted(curves, key=place), sorted(runs, key=place))
-
-
-def about_run(out: Path, variant: str = "") -> dict[str, str]:
-    """A row of runs.csv of a run's folder: what it took, where, by which settings."""
-    config = from_json(json.loads((out / "config.json").read_text()))
-    sessions = json.loads((out / "run.json").read_text())["sessions"]
-    last = sessions[-1]
-    rate = len(config.seeds) * float(np.median(read_csv(out / "metrics.csv")["steps_per_second"]))
-    settings = []
-    for name, value in to_json(config).items():
-        if name not in ("game", "seeds"):
-            word = flag(name) if value is not False else flag(f"no_{name}")
-            many = value if isinstance(value, list) else [value]
-            settings += [word, *([] if isinstance(value, bool) else map(str, many))]
-    commits = dict.fromkeys(session["commit"] or "unknown" for session in sessions)
-    return {
-        "game": config.game,
-        "variant": variant or config.algorithm,
-        "algorithm": config.algorithm,
-        "seeds": " ".join(map(str, config.seeds)),
-        "steps": str(max(session["to_step"] for session in sessions)),
-        "of_steps": str(config.steps),
-        "seconds": f"{sum(session['seconds'] for session in sessions):.0f}",
-        "steps_per_second": f"{rate:.0f}",
-        "disk_bytes": str(sum(file.stat().st_size for file in out.rglob("*") if file.is_file())),
-        "device": last["device"],
-        "processor": last["processor"],
-        "jax": last["jax"],
-        "commit": " ".join(commits),
-        "began": sessions[0]["began"],
-        "settings": shlex.join(settings),
-    }
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces a file by rows of equal columns, as a whole."""
-    whole = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        whole.replace(path)
+        if cell.done and (cell.out / "metrics.csv").exists():
+            found.curves.extend(collected.curve_rows(cell.out, cell.game, cell.variant))
+            about = collected.about_run(cell.out, cell.variant)
+            found.runs.append(about | {"of_steps": str(cell.steps)})
+    return found
 
 
 def _parser(name: str, study: Study, prog: str) -> argparse.ArgumentParser:
@@ -419,9 +314,8 @@ def main(name: str, words: Sequence[str] | None = None, *, prog: str = "") -> in
         if not found.runs:
             raise ConfigError(f"--out {out} has no run that has begun, and no figure is drawn.")
         if results != out and (results / "runs.csv").exists():
-            found = together(found, Collected(*(read_rows(results / file) for file in CSVS)))
-        for file, rows in zip(CSVS, found, strict=True):
-            write_csv(results / file, rows)
+            found = collected.together(found, collected.read(results))
+        collected.write(results, found)
         report.build(name, given.preset, results)
         console.print()
         print((results / "table.md").read_text())

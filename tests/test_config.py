@@ -9,20 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import compare, config, evaluate, plotting, train
+from experiments import compare, evaluate, plotting, train
 from experiments.cli import parse
-from experiments.config import (
+from experiments.config import Config, ConfigError, Runtime, complete, flag, from_json, to_json
+from experiments.defaults import (
+    BY_ALGORITHM,
+    BY_ALGORITHM_VECTOR,
     NATURAL,
     ON_POLICY,
     REPLAY,
-    Config,
-    ConfigError,
-    Runtime,
-    complete,
     defaults,
-    flag,
-    from_json,
-    to_json,
 )
 
 ALGORITHMS = ON_POLICY + REPLAY
@@ -73,8 +69,7 @@ def test_defaults_are_of_known_settings_that_apply():
     by_name = {spec.name: spec for spec in dataclasses.fields(Config)}
     for algorithm in ALGORITHMS:
         for images in (False, True):
-            own = config.BY_ALGORITHM.get(algorithm, {})
-            own = own | config.BY_ALGORITHM_VECTOR.get(algorithm, {})
+            own = BY_ALGORITHM.get(algorithm, {}) | BY_ALGORITHM_VECTOR.get(algorithm, {})
             assert all(applies(by_name[name], algorithm) for name in own)
             assert set(defaults(algorithm, images)) <= set(by_name)
 
@@ -466,7 +461,7 @@ def test_help_gives_the_defaults_that_are_taken(monkeypatch, capsys, tmp_path):
     # What has no default has none on purpose, and says so where it is not asked for.
     assert {name for name, word in said.items() if word is None} == {
         *("--game", "--algorithm", "--steps", "--out", "--video"),
-        *("--max-episode-steps", "--report-every", "--checkpoint-steps"),
+        *("--max-episode-steps", "--report-every", "--checkpoint-steps", "--until"),
     }
     for name in ALGORITHMS:
         assert re.search(rf"^  {name} +\S", text, re.MULTILINE)

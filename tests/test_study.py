@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import questions, report, study, train
+from experiments import collected, questions, report, study, train
+from experiments.collected import Collected
 from experiments.config import ConfigError
 from experiments.studies import GRADIENTS, STUDIES
 from jaxsoft.metrics import read_csv
@@ -244,29 +245,29 @@ def test_runs_may_be_the_beginning_of_longer_ones(
     assert data["Catch-v0", "soft_q"].steps[-1] == 896
 
 
-def collected(*seeds: str, steps: int = 10, words: str = "--x 1") -> study.Collected:
+def made(*seeds: str, steps: int = 10, words: str = "--x 1") -> Collected:
     cell = {"game": "G", "variant": "v"}
     curves = [cell | {"seed": s, "step": str(i)} for s in seeds for i in range(1, steps + 1)]
     runs = [cell | {"seeds": s, "steps": str(steps), "settings": words} for s in seeds]
-    return study.Collected(curves, runs)
+    return Collected(curves, runs)
 
 
 def test_machines_add_to_results_in_turn() -> None:
-    found = study.together(collected("2", "1"), collected("0"))
-    assert found == collected("0", "1", "2")
-    assert study.together(found, collected("0", "1", "2")) == found
+    found = collected.together(made("2", "1"), made("0"))
+    assert found == made("0", "1", "2")
+    assert collected.together(found, made("0", "1", "2")) == found
 
 
 @pytest.mark.parametrize("new", [4, 20])
 def test_of_a_seed_that_was_run_twice_the_longer_is_kept(new: int) -> None:
-    found = study.together(collected("1", steps=new), collected("0", "1"))
-    assert found.runs == [*collected("0").runs, *collected("1", steps=max(new, 10)).runs]
-    assert found.curves == [*collected("0").curves, *collected("1", steps=max(new, 10)).curves]
+    found = collected.together(made("1", steps=new), made("0", "1"))
+    assert found.runs == [*made("0").runs, *made("1", steps=max(new, 10)).runs]
+    assert found.curves == [*made("0").curves, *made("1", steps=max(new, 10)).curves]
 
 
 def test_runs_of_other_settings_are_not_put_together() -> None:
     with pytest.raises(ConfigError, match=r"--x 2[\s\S]*--results"):
-        study.together(collected("1", words="--x 2"), collected("0"))
+        collected.together(made("1", words="--x 2"), made("0"))
 
 
 def test_results_keep_the_runs_of_others(done: Path, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from test_metrics import events, scalars
 
 import jaxsoft
 from experiments import assembly, compare, evaluate, train
-from experiments.config import ON_POLICY, REPLAY, from_json
+from experiments.config import from_json
+from experiments.defaults import ON_POLICY, REPLAY
 from jaxsoft import record
 from jaxsoft.checkpoint import Checkpoints
 from jaxsoft.environments import about
