@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import statistics
-from experiments.report import Data, interval, load, markdown, nearness, number
+from experiments.report import Data, interval, load, markdown, nearness, number, varied
 
 __all__ = ["CLAIMS", "Claim", "table"]
 
@@ -76,7 +76,7 @@ def table(results: Path) -> str:
 
 def _rows(claim: Claim, data: Data) -> list[list[str]]:
     rows = []
-    for game in dict.fromkeys(game for game, _ in data):
+    for game in dict.fromkeys(game for game, _ in varied(data, claim.measure)):
         x, y = (data.get((game, name)) for name in (claim.first, claim.second))
         if x is None or y is None:
             continue
@@ -86,7 +86,8 @@ def _rows(claim: Claim, data: Data) -> list[list[str]]:
             here = f"distance {number(found.distance)}"
             if np.isfinite(found.ratio.value):
                 here += f", {interval(found.ratio)} of that between seeds"
-            verdict = "yes" if found.shown else "undecided"
+            few = np.isnan(found.ratio.high)
+            verdict = "too few seeds" if few else "yes" if found.shown else "undecided"
         else:
             difference = statistics.compare(x.final[claim.measure], y.final[claim.measure])[0]
             here = (
@@ -100,7 +101,7 @@ def _rows(claim: Claim, data: Data) -> list[list[str]]:
 def _verdict(expected: str, difference: statistics.Estimate) -> str:
     """By where 0 is to the interval."""
     if np.isnan(difference.low):
-        return "one seed each"
+        return "too few seeds"
     more, less = difference.low > 0, difference.high < 0
     agrees = {"more": more, "less": less, "not less": not less}[expected]
     against = {"more": less, "less": more, "not less": less}[expected]

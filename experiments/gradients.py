@@ -115,9 +115,9 @@ class _Probe:
         return jax.lax.map(unit, by_unit, batch_size=16)  # type: ignore[no-any-return]
 
     def _conditions(
-        self, params: Any, rollout: Rollout, log_mu: Array, target: Array
+        self, params: Any, rollout: Rollout, log_pi: Array, log_mu: Array, target: Array
     ) -> dict[str, Array]:
-        """How far apart the expected gradients are, acting by μ [T, N, A], with targets y."""
+        """How far apart the expected gradients of π are, acting by μ [T, N, A], with targets y."""
         config = self.config
         found = jaxsoft.check_equivalence(
             self.network,
@@ -134,7 +134,6 @@ class _Probe:
             behaviour_log_pi=log_mu,
             target=target,
         )
-        log_pi = self._heads(params, rollout).log_pi[:-1]
         mu = jnp.exp(log_mu)
         kl = jnp.sum(jnp.where(mu > 0, mu * (log_mu - log_pi), 0), axis=-1)
         variation = 0.5 * jnp.sum(jnp.abs(mu - jnp.exp(log_pi)), axis=-1)
@@ -165,18 +164,17 @@ class _Probe:
         at = self.heads(params, rollout)
         log_pi, target = at.log_pi[:-1], self.targets(at, rollout)
 
-        def row(what: str, x: float, *arguments: Any) -> dict[str, Any]:
-            params, log_mu, target = arguments
-            numbers = self.conditions(params, rollout, log_mu, target)
+        def row(what: str, x: float, params: Any, *arguments: Array) -> dict[str, Any]:
+            numbers = self.conditions(params, rollout, *arguments)
             return {"condition": what, "x": x, **jax.device_get(numbers)}
 
-        yield row("none", 0.0, params, log_pi, target)
+        yield row("none", 0.0, params, log_pi, log_pi, target)
         for epsilon in EPSILONS:
             mixed = (1 - epsilon) * jnp.exp(log_pi) + epsilon / log_pi.shape[-1]
-            yield row("epsilon", epsilon, params, jnp.log(mixed), target)
+            yield row("epsilon", epsilon, params, log_pi, jnp.log(mixed), target)
         for times in TEMPERATURES:
             log_mu = jax.nn.log_softmax(log_pi / times)
-            yield row("temperature", times, params, log_mu, target)
+            yield row("temperature", times, params, log_pi, log_mu, target)
         # From here π learns on, and the acting policy, or the target network, stays behind.
         state = jax.tree.map(jnp.array, _alone(learner_state, key, 0))
         actors, done = self.learning.start(), 0
@@ -185,8 +183,9 @@ class _Probe:
             done = age
             later = jax.tree.map(lambda x: x[0], state.learner).params
             now = self.heads(later, rollout)
-            yield row("age", age, later, log_pi, self.targets(now, rollout))
-            yield row("target age", age, later, now.log_pi[:-1], target)
+            log_pi_now = now.log_pi[:-1]
+            yield row("age", age, later, log_pi_now, log_pi, self.targets(now, rollout))
+            yield row("target age", age, later, log_pi_now, log_pi_now, target)
 
 
 def _alone(learner_state: Any, key: Array, i: int) -> TrainState:

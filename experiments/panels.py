@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ class Panel(NamedTuple):
 
 
 def draw(
-    rows: Sequence[Sequence[Panel]],
+    rows: Sequence[Sequence[Panel | None]],
     out: Path,
     *,
     title: str,
@@ -78,14 +79,15 @@ def draw(
     """Draws rows of panels, a row of many games wrapped, with one key for all.
 
     Args:
-      rows: of panels.
+      rows: of panels; `None` leaves a place empty.
       out: the .png to write.
       title: above all.
       source: what it is drawn from; kept in the file, as "Source".
     """
     wrapped = [row[i : i + COLUMNS] for row in rows for i in range(0, len(row), COLUMNS)]
     widest = max(len(row) for row in wrapped)
-    labels = list(dict.fromkeys(x.label for row in wrapped for panel in row for x in panel.lines))
+    panels = [panel for row in wrapped for panel in row if panel is not None]
+    labels = list(dict.fromkeys(x.label for panel in panels for x in panel.lines))
     style = {label: (COLOURS[i % len(COLOURS)], MARKERS[i % 8]) for i, label in enumerate(labels)}
     # Lines that lie upon each other are both to be seen.
     dashes = {label: ("-", (0, (3, 1.3)))[i % 2] for i, label in enumerate(labels)}
@@ -99,14 +101,15 @@ def draw(
     )
     grid = figure.subplots(len(wrapped), widest, squeeze=False)
     for axes_row, row in zip(grid, wrapped, strict=True):
-        for i, axes in enumerate(axes_row):
-            if i < len(row):
-                _panel(axes, row[i], style, dashes, first=i == 0)
-            else:
+        first = True
+        for axes, panel in itertools.zip_longest(axes_row, row):
+            if panel is None:
                 axes.set_visible(False)
-    handles = [
-        _handle(label, style[label], dashes[label], wrapped[0][0].marked) for label in labels
-    ]
+            else:
+                _panel(axes, panel, style, dashes, first=first)
+                first = False
+    marked = any(panel.marked for panel in panels)
+    handles = [_handle(label, style[label], dashes[label], marked) for label in labels]
     figure.legend(
         handles=handles,
         loc="outside upper left",

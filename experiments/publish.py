@@ -7,6 +7,7 @@ the documentation, and fills what stands there between `<!-- results: NAME -->` 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from experiments import claims, gradient_report, report, study
+from experiments.curves import read_rows
 from experiments.report import RESULTS
 from experiments.studies import GRADIENTS, STUDIES
 
@@ -54,28 +56,48 @@ def _reporter(name: str) -> Any:
 
 
 def not_run(results: Path) -> str:
-    """The presets of the figures that there are no results of, and what they would take."""
+    """What the presets have that there are no results of, and what it would take."""
     known = report.measured(results)
     body = []
     for name, whole in STUDIES.items():
         for key, preset in whole.presets.items():
-            if (results / name / key).exists():
-                continue
             todo = study.cells(whole, preset, Path("nowhere"))
-            steps = sum(cell.steps * len(cell.seeds) for cell in todo)
-            costs = [study.cost(cell, known, "cpu") for cell in todo]
+            left = _left(todo, results / name / key / "runs.csv")
+            if not left:
+                continue
+            steps = sum(cell.steps * len(cell.seeds) for cell in left)
+            costs = [study.cost(cell, known, "cpu") for cell in left]
             hours, disk = sum(x.hours for x in costs), sum(x.disk for x in costs)
             body.append(
                 [
                     f"`{report.command(name, key)}`",
                     f"{len(preset.steps)} × {len(whole.variants)} × {preset.seeds}",
+                    f"{len(left)} of {len(todo)}",
                     f"{steps / 1e6:,.0f}",
                     "not measured" if math.isnan(hours) else f"{hours / 24:,.1f}",
                     "not measured" if math.isnan(disk) else f"{disk / 1e3:,.1f}",
                 ]
             )
-    head = ["", "games × variants × seeds", "million steps", "days of one process on a CPU", "GB"]
+    head = [
+        "", "games × variants × seeds", "runs left", "million steps",
+        "days of one process on a CPU", "GB",
+    ]  # fmt: skip
     return report.markdown(head, body)
+
+
+def _left(todo: Sequence[study.Cell], runs: Path) -> list[study.Cell]:
+    """The runs that runs.csv has not, or not whole: what is missing of them, from a percent on."""
+    done = {
+        (row["game"], row["variant"], int(seed)): int(row["steps"])
+        for row in (read_rows(runs) if runs.exists() else [])
+        for seed in row["seeds"].split()
+    }
+    left = []
+    for cell in todo:
+        had = min(done.get((cell.game, cell.variant, seed), 0) for seed in cell.seeds)
+        if had < 0.99 * cell.steps:
+            left.append(dataclasses.replace(cell, steps=cell.steps - had))
+    return left
 
 
 def filled(page: str, found: Mapping[str, str]) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "number",
     "page",
     "parts",
+    "varied",
 ]
 
 RESULTS = Path(__file__).parent / "results"
@@ -145,7 +146,7 @@ def table(study: Study, data: Data, measure: str) -> str:
     if against:
         head += [f"IQM − that of {study.variants[against].label}", "P(greater)"]
     body = []
-    for (game, variant), curve in _ordered(study, data):
+    for (game, variant), curve in _ordered(study, varied(data, measure)):
         final = curve.final[measure]
         mean, deviation = statistics.mean_and_deviation(final)
         cells = [
@@ -169,6 +170,17 @@ def table(study: Study, data: Data, measure: str) -> str:
     return markdown(head, body, left=2)
 
 
+def varied(data: Data, measure: str) -> Data:
+    """Without the games that cannot vary in a measure other than the return, as Catch in length."""
+    if measure == "episode_return":
+        return data
+    seen: dict[str, list[np.ndarray]] = {}
+    for (game, _), curve in data.items():
+        seen.setdefault(game, []).append(curve.measures[measure].ravel())
+    told = {game for game, values in seen.items() if np.ptp(np.concatenate(values)) != 0}
+    return {key: curve for key, curve in data.items() if key[0] in told}
+
+
 def nearness(x: Curves, y: Curves, measure: str = "episode_return") -> statistics.Equivalence:
     """Whether two variants are equivalent, on what both have run."""
     curves = x.measures[measure], y.measures[measure]
@@ -189,7 +201,7 @@ def pairs(study: Study, data: Data) -> str:
             if (game, first) not in data or (game, second) not in data:
                 continue
             found = nearness(data[game, first], data[game, second])
-            enough = np.isfinite(found.ratio.value)
+            enough = np.isfinite(found.ratio.high)
             labels = (study.variants[name].label for name in (first, second))
             body.append(
                 [
@@ -199,7 +211,7 @@ def pairs(study: Study, data: Data) -> str:
                     number(found.distance),
                     number(found.within),
                     interval(found.ratio),
-                    ("yes" if found.shown else "not shown") if enough else "one seed each",
+                    ("yes" if found.shown else "not shown") if enough else "too few seeds",
                     "–" if np.isnan(found.p) else f"{found.p:.3f}",
                     number(found.paired),
                 ]
@@ -265,20 +277,20 @@ def _frames(game: str) -> str:
     return "steps (4 frames each)" if assembly.look_up(game).is_atari else "steps"
 
 
-def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[list[Panel]]:
+def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[list[Panel | None]]:
     games = list(dict.fromkeys(game for game, _ in data))
-    rows = []
+    rows: list[list[Panel | None]] = []
 
-    def row(what: str, line: Callable[[str, str, Curves], Line], unit: str = "") -> None:
-        drawn = [(game, line(game, v, c)) for (game, v), c in _ordered(study, data)]
-        rows.append(
-            [
-                Panel(game, unit or _frames(game), what, [x for at, x in drawn if at == game])
-                for game in games
-            ]
-        )
+    def row(
+        what: str, data: Data, line: Callable[[str, str, Curves], Line], unit: str = ""
+    ) -> None:
+        drawn: dict[str, list[Line]] = {}
+        for (game, variant), c in _ordered(study, data):
+            drawn.setdefault(game, []).append(line(game, variant, c))
+        panels = {g: Panel(g, unit or _frames(g), what, lines) for g, lines in drawn.items()}
+        rows.append([panels.get(game) for game in games])
 
-    few = max(len(c.seeds) for c in data.values()) < 5
+    few = max(len(c.seeds) for c in data.values()) < statistics.FEW
     for measure in study.measures:
 
         def mean(game: str, variant: str, c: Curves, measure: str = measure) -> Line:
@@ -288,7 +300,7 @@ def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[
             if len(y) > 2:
                 spread = y.std(axis=0, ddof=1)
                 low, high = y.mean(0) - spread, y.mean(0) + spread
-            each = y if 1 < len(y) < 5 else None
+            each = y if 1 < len(y) < statistics.FEW else None
             return Line(study.variants[variant].label, c.steps, y.mean(0), low, high, each)
 
         def middle(game: str, variant: str, c: Curves, measure: str = measure) -> Line:
@@ -297,13 +309,13 @@ def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[
             ends = statistics.iqm_interval(y)
             return Line(study.variants[variant].label, c.steps, statistics.iqm(y), *ends)
 
-        name = NAMES[measure]
+        name, varying = NAMES[measure], varied(data, measure)
         if measure == study.measures[0]:
-            row(f"{name}, " + ("mean" if few else "mean ± std"), mean)
+            row(f"{name}, " + ("mean" if few else "mean ± std"), varying, mean)
         if not few:
-            row(f"{name}, IQM and 95 %", middle)
+            row(f"{name}, IQM and 95 %", varying, middle)
         elif measure != study.measures[0]:
-            row(f"{name}, mean", mean)
+            row(f"{name}, mean", varying, mean)
     if study.by_time:
         seconds = _seconds_a_step(runs)
 
@@ -311,7 +323,8 @@ def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[
             line = middle(game, variant, c, study.measures[0])
             return line._replace(x=c.steps * seconds[game, variant])
 
-        row(f"{NAMES[study.measures[0]]}, IQM and 95 %", timed, "seconds of the machine, a seed")
+        what = f"{NAMES[study.measures[0]]}, IQM and 95 %"
+        row(what, data, timed, "seconds of the machine, a seed")
     return rows
 
 

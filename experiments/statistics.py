@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 __all__ = [
+    "FEW",
     "Comparison",
     "Equivalence",
     "Estimate",
@@ -27,7 +28,7 @@ __all__ = [
 RESAMPLES = 5_000
 CONFIDENCE = 0.95
 FEW = 5
-"""Seeds below which a half is none."""
+"""Seeds below which resampling them says nothing: of two and two, a third lie apart by chance."""
 
 Array = np.ndarray[Any, Any]
 
@@ -106,7 +107,7 @@ def iqm_estimate(x: Array) -> Estimate:
 
 def iqm_interval(x: Array) -> tuple[Array, Array]:
     """Ends of the interval of the interquartile mean over seeds, of [S, ...]."""
-    if len(x) < 2:
+    if len(x) < FEW:
         nothing = np.full(x.shape[1:], np.nan)
         return nothing, nothing
     return _interval((x,), iqm)
@@ -119,7 +120,7 @@ def compare(x: Array, y: Array) -> Comparison:
         return iqm(a, axis) - iqm(b, axis)
 
     low, high = float("nan"), float("nan")
-    if min(len(x), len(y)) > 1:
+    if min(len(x), len(y)) >= FEW:
         low, high = map(float, _interval((x, y), difference))
     improvement = float(stats.mannwhitneyu(x, y).statistic) / (len(x) * len(y))
     return Comparison(Estimate(float(difference(x, y)), low, high), improvement)
@@ -162,7 +163,11 @@ def equivalence(x: Array, y: Array, *, same_seeds: bool = False) -> Equivalence:
         mean = [apart[np.ix_(a, b)].mean() for a, b in ((i, j), (i, i), (j, j))]
         return float(2 * mean[0] - mean[1] - mean[2])
 
-    low, high = _interval((first, second), ratio, confidence=0.9, vectorized=False)
+    low, high = (
+        _interval((first, second), ratio, confidence=0.9, vectorized=False)
+        if min(counts) >= FEW
+        else (nan, nan)
+    )
     test = stats.permutation_test(
         (first, second),
         energy,

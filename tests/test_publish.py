@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import claims, publish, report, statistics, studies
+from experiments import claims, collected, publish, report, statistics, studies, study
 from experiments.statistics import Estimate
 from experiments.studies import GRADIENTS, STUDIES
 
@@ -98,7 +98,7 @@ def test_verdicts_go_by_the_interval(expected: str, verdicts: list[str]) -> None
     found = [claims._verdict(expected, Estimate(sum(x) / 2, *x)) for x in ends]
     assert found == verdicts
     nan = float("nan")
-    assert claims._verdict(expected, Estimate(1.0, nan, nan)) == "one seed each"
+    assert claims._verdict(expected, Estimate(1.0, nan, nan)) == "too few seeds"
 
 
 def test_claims_are_about_variants_that_exist() -> None:
@@ -109,10 +109,30 @@ def test_claims_are_about_variants_that_exist() -> None:
 
 def test_what_is_not_run_is_said() -> None:
     text = publish.not_run(publish.RESULTS)
-    for name, study in STUDIES.items():
-        for preset in study.presets:
-            there = (publish.RESULTS / name / preset).exists()
-            assert (f"{name} --preset {preset}`" in text) != there
+    for name, whole in STUDIES.items():
+        for key, preset in whole.presets.items():
+            runs = publish.RESULTS / name / key / "runs.csv"
+            there = report.read_rows(runs) if runs.exists() else []
+            seeds = sum(len(row["seeds"].split()) for row in there)
+            wanted = len(preset.steps) * len(whole.variants) * preset.seeds
+            assert (f"{name} --preset {key}`" in text) == (seeds < wanted)
+
+
+def test_of_a_run_that_was_broken_off_the_rest_is_left(tmp_path: Path) -> None:
+    figure3 = STUDIES["figure3"]
+    todo = study.cells(figure3, figure3.presets["cpu"], tmp_path, games=["Pong-v5"], seeds=[0])
+    runs = tmp_path / "runs.csv"
+    assert publish._left(todo, runs) == todo
+    cell = {"game": "Pong-v5", "seeds": "0"}
+    rows = [cell | {"variant": "soft_q", "steps": "1399999"}]
+    rows += [cell | {"variant": "policy_gradient", "steps": "1000000"}]
+    collected.write_csv(runs, rows)
+    left = {cell.variant: cell.steps for cell in publish._left(todo, runs)}
+    assert left == {
+        "policy_gradient": 400_000,
+        "policy_gradient_unscaled": 1_400_000,
+        "soft_q_unscaled": 1_400_000,
+    }
 
 
 def test_numbers_are_short() -> None:

@@ -99,10 +99,16 @@ def test_too_few_seeds_show_nothing() -> None:
     assert not one.shown
     assert np.isnan(one.ratio.value)
     assert one.distance > 0
-    assert not statistics.equivalence(walks(0, 2), walks(1, 2)).shown
-    assert np.isnan(statistics.iqm_estimate(np.array([1.0])).low)
     assert np.isnan(statistics.mean_and_deviation(np.array([1.0]))[1])
-    assert np.isnan(statistics.compare(np.array([1.0]), np.array([2.0])).difference.low)
+    few = statistics.equivalence(walks(0, 4), walks(1, 5))
+    assert few.ratio.value > 0
+    assert 0 < few.p <= 1
+    assert np.isnan(few.ratio.high)
+    assert not few.shown
+    x = np.arange(5.0)
+    for count, none in ((1, True), (4, True), (5, False)):
+        assert np.isnan(statistics.iqm_estimate(x[:count]).low) == none
+        assert np.isnan(statistics.compare(x, x[:count]).difference.low) == none
 
 
 def test_seeds_that_do_not_differ_at_all() -> None:
