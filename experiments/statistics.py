@@ -143,8 +143,8 @@ def equivalence(x: Array, y: Array, *, same_seeds: bool = False) -> Equivalence:
     paired = on_one_seed / within if within else 0.0
     counts = len(x), len(y)
     nan = float("nan")
-    if min(counts) < 2:
-        far = float(np.sqrt(np.mean(np.square(x.mean(0) - y.mean(0)))))
+    far = float(np.sqrt(np.mean(np.square(x.mean(0) - y.mean(0)))))
+    if min(counts) < 2 or np.isnan(far):
         return Equivalence(far, within, Estimate(nan, nan, nan), nan, paired, counts)
     both = np.concatenate([x, y])
     apart = _apart(both, both)
@@ -176,7 +176,6 @@ def equivalence(x: Array, y: Array, *, same_seeds: bool = False) -> Equivalence:
         n_resamples=RESAMPLES,
         rng=np.random.default_rng(0),
     )
-    far = distance(first, second)
     estimate = Estimate(ratio(first, second), float(low), float(high))
     return Equivalence(far, within, estimate, float(test.pvalue), paired, counts)
 

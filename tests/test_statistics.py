@@ -103,6 +103,8 @@ def test_too_few_seeds_show_nothing() -> None:
     few = statistics.equivalence(walks(0, 4), walks(1, 5))
     assert few.ratio.value > 0
     assert 0 < few.p <= 1
+    nothing = np.full((2, 20), np.nan)
+    assert np.isnan(statistics.equivalence(nothing, nothing).p)
     assert np.isnan(few.ratio.high)
     assert not few.shown
     x = np.arange(5.0)
