@@ -58,6 +58,7 @@ class Panel(NamedTuple):
       marked: whether its points are marked, on a logarithmic axis.
       marks: words at places of the x axis.
       y_range: of a logarithmic y axis; `None` is a linear one.
+      x_log: whether the x axis is logarithmic without marks, too.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Panel(NamedTuple):
     marked: bool = False
     marks: Mapping[float, str] | None = None
     y_range: tuple[float, float] | None = None
+    x_log: bool = False
 
 
 def draw(
@@ -139,7 +141,8 @@ def _panel(
     first: bool,
 ) -> None:
     longest = max((float(np.max(x.x)) for x in panel.lines if len(x.x)), default=0.0)
-    scale, unit = (1.0, "") if panel.marked else unit_of(longest)
+    logarithmic = panel.marked or panel.x_log
+    scale, unit = (1.0, "") if logarithmic else unit_of(longest)
     for line in panel.lines:
         colour, marker = style[line.label]
         x = line.x / scale
@@ -153,12 +156,13 @@ def _panel(
             x, line.y, color=colour, linestyle=dashes[line.label], linewidth=2.0, zorder=3,
             solid_capstyle="round", **options,
         )  # fmt: skip
-    if panel.marked:
+    if logarithmic:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    if panel.marked:
         places = sorted({float(x) for line in panel.lines for x in line.x})
         if len(places) < 8:
             axes.xaxis.set_major_locator(FixedLocator(places))
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.xaxis.set_minor_locator(NullLocator())
         for place, word in (panel.marks or {}).items():
             axes.axvline(place, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
@@ -166,7 +170,7 @@ def _panel(
                 word, (place, 1), (2, -2), xycoords=("data", "axes fraction"), va="top",
                 textcoords="offset points", fontsize=FONT - 3, color=GREY,
             )  # fmt: skip
-    else:
+    elif not logarithmic:
         axes.set_xlim(0, longest / scale or 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if panel.y_range:

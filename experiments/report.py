@@ -325,6 +325,7 @@ def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[
 
         what = f"{NAMES[study.measures[0]]}, IQM and 95 %"
         row(what, data, timed, "seconds of the machine, a seed")
+        rows[-1] = [panel and panel._replace(x_log=True) for panel in rows[-1]]
     return rows
 
 

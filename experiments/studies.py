@@ -154,11 +154,15 @@ _Q, _PI = (
 # Name -> label, settings, steps to try.
 OPTIMISERS = {
     "q_rmsprop": ("Q head, RMSProp", f"{_Q} rmsprop", (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
-    "q_adam": ("Q head, Adam", f"{_Q} adam", (0.0001, 0.0003, 0.001, 0.003, 0.01)),
-    "q_damped": ("Q head, damped Q", "--algorithm damped_q", (0.1, 0.25, 0.5, 1.0)),
+    "q_adam": ("Q head, Adam", f"{_Q} adam", (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)),
+    "q_damped": ("Q head, damped Q", "--algorithm damped_q", (0.1, 0.25, 0.5, 1.0, 2.0)),
     "pi_rmsprop": ("policy head, RMSProp", f"{_PI} rmsprop", (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
     "pi_adam": ("policy head, Adam", f"{_PI} adam", (0.001, 0.003, 0.01, 0.03, 0.1)),
-    "pi_natural": ("policy head, natural gradient", "--algorithm natural_pg", (0.25, 0.5, 1.0)),
+    "pi_natural": (
+        "policy head, natural gradient",
+        "--algorithm natural_pg",
+        (0.25, 0.5, 1.0, 2.0),
+    ),
 }
 # By the study "steps": of each game, the largest mean return of the run.
 BEST = {
