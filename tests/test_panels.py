@@ -13,19 +13,6 @@ from experiments.panels import Line, Panel
 X = np.array([10_000.0, 20_000.0, 40_000.0])
 
 
-@pytest.fixture
-def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn, to be looked into."""
-    made = []
-
-    def keep(*args: object, **options: object) -> Figure:
-        made.append(Figure(*args, **options))
-        return made[-1]
-
-    monkeypatch.setattr(panels, "Figure", keep)
-    return made
-
-
 def line(label: str, slope: float = 1.0, **more: np.ndarray) -> Line:
     return Line(label, X, slope * X, **more)
 

@@ -30,19 +30,6 @@ def table(seeds: int, rows: int, *, games: int = 3, interval: float = 1e5) -> Ta
     return dict(zip(plotting.NEEDED, columns, strict=True))
 
 
-@pytest.fixture
-def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn, to be looked into."""
-    made = []
-
-    def keep(*args: object, **options: object) -> Figure:
-        made.append(Figure(*args, **options))
-        return made[-1]
-
-    monkeypatch.setattr(plotting, "Figure", keep)
-    return made
-
-
 def texts(figure: Figure) -> list[str]:
     [axes] = figure.axes
     shown = [*(t.get_text() for t in axes.texts), axes.get_title("left"), axes.get_xlabel()]
