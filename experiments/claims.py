@@ -80,7 +80,7 @@ def _rows(claim: Claim, data: Data) -> list[list[str]]:
         x, y = (data.get((game, name)) for name in (claim.first, claim.second))
         if x is None or y is None:
             continue
-        seeds = str(len(x.seeds)) if len(x.seeds) == len(y.seeds) else "different"
+        seeds = " / ".join(dict.fromkeys(str(len(c.seeds)) for c in (x, y)))
         if claim.expected == "alike":
             found = nearness(x, y, claim.measure)
             here = f"distance {number(found.distance)}"
