@@ -135,6 +135,13 @@ def test_of_a_run_that_was_broken_off_the_rest_is_left(tmp_path: Path) -> None:
     }
 
 
+def test_games_of_one_length_are_not_told_by_length() -> None:
+    _, data, _ = report.load("figure2", publish.RESULTS / "figure2" / "quick")
+    told = {game for game, _ in report.varied(data, "episode_length")}
+    assert told == {"CartPole-v1", "FrozenLake-v1"}
+    assert report.varied(data, "episode_return") == data
+
+
 def test_numbers_are_short() -> None:
     shown = [report.number(x) for x in (1234.5, 123.4, 12.34, 1.234, 0.1234, -0.5)]
     assert shown == ["1,234", "123", "12.3", "1.23", "0.123", "−0.500"]
