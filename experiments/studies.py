@@ -100,7 +100,7 @@ _QUICK = "minutes: small games, where thirty seeds train side by side"
 _GPU = "what one H200 with 16 cores is expected to do in thirty minutes; not yet run"
 _PROTOCOL = "the protocol of §6 in full"
 _CPU = "hours on two cores: Atari, shorter and at larger steps than the paper's"
-# Of three million steps, those in which these settings learn most.
+# How far of three million steps: about half an hour of one core a run.
 _UNTIL = {"Pong-v5": 1_400_000, "Breakout-v5": 1_000_000}
 
 
