@@ -26,7 +26,7 @@ import jaxsoft
 from benchmarks import harness
 from benchmarks.harness import compiled
 from jaxsoft import networks
-from jaxsoft._gram import jacobian_gram, structured_gram
+from jaxsoft.natural._gram import jacobian_gram, structured_gram
 from jaxsoft.launch import keep_pages
 
 ACTIONS = 6

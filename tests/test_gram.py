@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxsoft._gram import jacobian_gram, structured_gram
+from jaxsoft.natural._gram import jacobian_gram, structured_gram
 
 N, OBS, ACTIONS = 6, 5, 4
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxsoft import networks
-from jaxsoft._gram import structured_gram
+from jaxsoft.natural._gram import structured_gram
 from jaxsoft.networks import MLP, ActorCritic, Conv, NatureCNN, QNetwork, torso_for
 
 A = 5

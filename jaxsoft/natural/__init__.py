@@ -26,7 +26,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, _trees
-from jaxsoft._gram import jacobian_gram, structured_gram
+from jaxsoft.natural._gram import jacobian_gram, structured_gram
 
 if TYPE_CHECKING:
     import optax
