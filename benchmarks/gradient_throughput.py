@@ -26,7 +26,7 @@ from jax import Array
 import jaxsoft
 from benchmarks import harness
 from benchmarks.harness import compiled
-from jaxsoft import networks
+from jaxsoft.agents import networks
 from jaxsoft.launch import compiler_options, keep_pages
 
 Arrays = Mapping[str, Array]

@@ -25,7 +25,7 @@ from jax import Array
 import jaxsoft
 from benchmarks import harness
 from benchmarks.harness import compiled
-from jaxsoft import networks
+from jaxsoft.agents import networks
 from jaxsoft.natural._gram import jacobian_gram, structured_gram
 from jaxsoft.launch import keep_pages
 

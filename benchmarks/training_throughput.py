@@ -24,10 +24,13 @@ import optax
 
 from benchmarks import harness
 from benchmarks.harness import compiled
-from jaxsoft import environments, networks, off_policy, on_policy
+from jaxsoft.agents import networks
+from jaxsoft.agents import off_policy
+from jaxsoft.agents import on_policy
+from jaxsoft import environments
 from jaxsoft.environments import EnvPool
 from jaxsoft.launch import keep_pages
-from jaxsoft.learner import Learner
+from jaxsoft.agents.base import Learner
 from jaxsoft.loop import GraphLoop, initial
 
 Sides = dict[str, Callable[[], Any]]

@@ -11,8 +11,11 @@ import optax
 
 from experiments.config import Config
 from experiments.defaults import NATURAL, REPLAY
-from jaxsoft import environments, networks, off_policy, on_policy
-from jaxsoft.learner import Learner
+from jaxsoft.agents import networks
+from jaxsoft.agents import off_policy
+from jaxsoft.agents import on_policy
+from jaxsoft import environments
+from jaxsoft.agents.base import Learner
 from jaxsoft.loop import GraphLoop, HostLoop
 
 # A fifth of a second for a game of Atari, and a study asks for each many times.

@@ -21,7 +21,7 @@ from experiments.config import ConfigError
 from experiments.defaults import ON_POLICY, REPLAY
 from jaxsoft.launch import keep_pages
 from jaxsoft.metrics import read_csv
-from jaxsoft.on_policy import Objective
+from jaxsoft.agents.on_policy import Objective
 
 GAMES = 100
 """Played by each trained agent."""

@@ -30,10 +30,11 @@ from experiments import assembly, collected, evaluate, gradient_report, study, t
 from experiments.cli import stop_with
 from experiments.config import ConfigError
 from experiments.studies import GRADIENTS
-from jaxsoft import checkpoint, on_policy
+from jaxsoft.agents import on_policy
+from jaxsoft import checkpoint
 from jaxsoft.launch import keep_pages
 from jaxsoft.loop import TrainState
-from jaxsoft.on_policy import Heads
+from jaxsoft.agents.on_policy import Heads
 from jaxsoft.record import write_json
 from jaxsoft.rollout import Rollout
 

@@ -10,7 +10,7 @@ from bridge import assert_trees_close
 from jax.test_util import check_grads
 
 from jaxsoft._convolution import convolve
-from jaxsoft.networks import ActorCritic, NatureCNN
+from jaxsoft.agents.networks import ActorCritic, NatureCNN
 
 X, W = (3, 5, 6, 2), (2, 3, 2, 4)
 

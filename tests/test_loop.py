@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsoft import losses, off_policy, on_policy
+from jaxsoft.agents import off_policy
+from jaxsoft.agents import on_policy
+from jaxsoft import losses
 from jaxsoft.environments import EnvPool, HostEnvPool, about
-from jaxsoft.learner import Learner
+from jaxsoft.agents.base import Learner
 from jaxsoft.loop import GraphLoop, HostLoop, _split, initial
 from jaxsoft.rollout import Rollout
 from tests import worlds

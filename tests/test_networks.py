@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxsoft import networks
+from jaxsoft.agents import networks
 from jaxsoft.natural._gram import structured_gram
-from jaxsoft.networks import MLP, ActorCritic, Conv, NatureCNN, QNetwork, torso_for
+from jaxsoft.agents.networks import MLP, ActorCritic, Conv, NatureCNN, QNetwork, torso_for
 
 A = 5
 ROOT_2 = np.sqrt(2)

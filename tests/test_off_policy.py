@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsoft import losses, off_policy, one_step_targets, replay
+from jaxsoft.agents import off_policy
+from jaxsoft.agents import replay
+from jaxsoft import losses, one_step_targets
 from jaxsoft.rollout import Rollout
 
 STATES, ACTIONS = 5, 3

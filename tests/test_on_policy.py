@@ -13,10 +13,11 @@ import pytest
 from bridge import assert_close, assert_differs, log_of
 
 import jaxsoft
-from jaxsoft import natural, on_policy
-from jaxsoft.learner import Trained, descend
-from jaxsoft.networks import MLP, ActorCritic, QNetwork
-from jaxsoft.on_policy import ALGORITHMS, Objective, damped_q, gradient_of, natural_pg
+from jaxsoft.agents import on_policy
+from jaxsoft import natural
+from jaxsoft.agents.base import Trained, descend
+from jaxsoft.agents.networks import MLP, ActorCritic, QNetwork
+from jaxsoft.agents.on_policy import ALGORITHMS, Objective, damped_q, gradient_of, natural_pg
 from jaxsoft.rollout import Rollout
 
 STATES, A, T, N = 6, 4, 9, 5

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsoft import replay
+from jaxsoft.agents import replay
 from jaxsoft.rollout import Rollout
 
 add = jax.jit(replay.add)

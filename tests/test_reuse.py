@@ -7,11 +7,12 @@ import optax
 import pytest
 from bridge import assert_trees_close
 
-from jaxsoft import _reuse, on_policy
+from jaxsoft.agents import _reuse
+from jaxsoft.agents import on_policy
 from jaxsoft.environments import EnvPool
 from jaxsoft.loop import GraphLoop, initial
-from jaxsoft.networks import MLP, ActorCritic, NatureCNN
-from jaxsoft.on_policy import Objective
+from jaxsoft.agents.networks import MLP, ActorCritic, NatureCNN
+from jaxsoft.agents.on_policy import Objective
 from jaxsoft.rollout import Rollout
 
 T, N, A, WIDE = 6, 3, 4, 128

@@ -21,8 +21,9 @@ import optax
 from jax import Array
 
 import jaxsoft
-from jaxsoft import _checks, _reuse, losses
-from jaxsoft.learner import Learner, Metrics, NetworkFn, Params, Trained, descend
+from jaxsoft.agents import _reuse
+from jaxsoft import _checks, losses
+from jaxsoft.agents.base import Learner, Metrics, NetworkFn, Params, Trained, descend
 from jaxsoft.rollout import Rollout
 
 __all__ = [

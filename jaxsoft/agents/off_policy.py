@@ -24,8 +24,9 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks, boltzmann, losses, replay, returns
-from jaxsoft.learner import Learner, Metrics, NetworkFn, Params, Trained, descend
+from jaxsoft.agents import replay
+from jaxsoft import _checks, boltzmann, losses, returns
+from jaxsoft.agents.base import Learner, Metrics, NetworkFn, Params, Trained, descend
 from jaxsoft.rollout import Rollout
 
 __all__ = ["State", "learner", "n_step_targets"]
