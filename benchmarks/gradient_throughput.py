@@ -27,7 +27,7 @@ import jaxsoft
 from benchmarks import harness
 from benchmarks.harness import compiled
 from jaxsoft.agents import networks
-from jaxsoft.launch import compiler_options, keep_pages
+from jaxsoft.training.launch import compiler_options, keep_pages
 
 Arrays = Mapping[str, Array]
 Loss = Callable[[Arrays, Arrays], Array]

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from jaxsoft.launch import compiler_options
-from jaxsoft.record import machine
+from jaxsoft.training.launch import compiler_options
+from jaxsoft.training.provenance import machine
 
 Call = Callable[[], Any]
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks import harness, natural_gradient
 from benchmarks.training_throughput import Size, learner, pool
-from jaxsoft.launch import keep_pages
-from jaxsoft.loop import GraphLoop, initial
+from jaxsoft.training.launch import keep_pages
+from jaxsoft.training.loop import GraphLoop, initial
 
 Row = dict[str, Any]
 FRAME = 84 * 84

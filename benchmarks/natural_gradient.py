@@ -27,7 +27,7 @@ from benchmarks import harness
 from benchmarks.harness import compiled
 from jaxsoft.agents import networks
 from jaxsoft.natural._gram import jacobian_gram, structured_gram
-from jaxsoft.launch import keep_pages
+from jaxsoft.training.launch import keep_pages
 
 ACTIONS = 6
 Row = dict[str, Any]

@@ -29,9 +29,9 @@ from jaxsoft.agents import off_policy
 from jaxsoft.agents import on_policy
 from jaxsoft import environments
 from jaxsoft.environments import EnvPool
-from jaxsoft.launch import keep_pages
+from jaxsoft.training.launch import keep_pages
 from jaxsoft.agents.base import Learner
-from jaxsoft.loop import GraphLoop, initial
+from jaxsoft.training.loop import GraphLoop, initial
 
 Sides = dict[str, Callable[[], Any]]
 Row = dict[str, Any]

@@ -16,7 +16,7 @@ from jaxsoft.agents import off_policy
 from jaxsoft.agents import on_policy
 from jaxsoft import environments
 from jaxsoft.agents.base import Learner
-from jaxsoft.loop import GraphLoop, HostLoop
+from jaxsoft.training.loop import GraphLoop, HostLoop
 
 # A fifth of a second for a game of Atari, and a study asks for each many times.
 look_up = functools.cache(environments.about)

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.config import ConfigError, flag, from_json, to_json
 from experiments.curves import read_rows
-from jaxsoft.metrics import read_csv, writing
+from jaxsoft.training.logs import read_csv, writing
 
 __all__ = ["CSVS", "Collected", "about_run", "curve_rows", "read", "together", "write", "write_csv"]
 

@@ -19,8 +19,8 @@ from experiments import assembly, evaluate, plotting, train
 from experiments.cli import parse, stop_with
 from experiments.config import ConfigError
 from experiments.defaults import ON_POLICY, REPLAY
-from jaxsoft.launch import keep_pages
-from jaxsoft.metrics import read_csv
+from jaxsoft.training.launch import keep_pages
+from jaxsoft.training.logs import read_csv
 from jaxsoft.agents.on_policy import Objective
 
 GAMES = 100

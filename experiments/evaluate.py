@@ -21,9 +21,9 @@ from experiments import assembly
 from experiments.cli import stop_with
 from experiments.config import Config, ConfigError, from_json, to_json
 from jaxsoft import environments
-from jaxsoft.checkpoint import Checkpoints
-from jaxsoft.loop import TrainState, initial, over_seeds
-from jaxsoft.metrics import writing
+from jaxsoft.training.checkpoints import Checkpoints
+from jaxsoft.training.loop import TrainState, initial, over_seeds
+from jaxsoft.training.logs import writing
 
 _APART = 10_000
 """Added to the seeds: the games played are none of those trained on."""

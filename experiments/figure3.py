@@ -3,7 +3,7 @@
 import sys
 
 from experiments import study
-from jaxsoft.launch import keep_pages
+from jaxsoft.training.launch import keep_pages
 
 if __name__ == "__main__":
     keep_pages()

@@ -31,12 +31,12 @@ from experiments.cli import stop_with
 from experiments.config import ConfigError
 from experiments.studies import GRADIENTS
 from jaxsoft.agents import on_policy
-from jaxsoft import checkpoint
-from jaxsoft.launch import keep_pages
-from jaxsoft.loop import TrainState
+from jaxsoft.training import checkpoints as checkpoint
+from jaxsoft.training.launch import keep_pages
+from jaxsoft.training.loop import TrainState
 from jaxsoft.agents.on_policy import Heads
-from jaxsoft.record import write_json
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.provenance import write_json
+from jaxsoft.training.collect import Rollout
 
 SHARES = 4
 """Parts of a run, at whose ends there is a checkpoint, and one before the first."""

@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image, PngImagePlugin
 
 from experiments.plotting import COLOURS, GREY, plain, unit_of
-from jaxsoft.metrics import writing
+from jaxsoft.training.logs import writing
 
 __all__ = ["Line", "Panel", "draw"]
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from jaxsoft.metrics import read_csv, writing
+from jaxsoft.training.logs import read_csv, writing
 
 __all__ = ["learning_curve", "main", "plain", "smoothed", "unit_of"]
 

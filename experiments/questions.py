@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from experiments import study
 from experiments.studies import STUDIES
-from jaxsoft.launch import keep_pages
+from jaxsoft.training.launch import keep_pages
 
 NAMES = tuple(name for name in STUDIES if not name.startswith("figure"))
 

@@ -34,7 +34,7 @@ from experiments.config import Config, ConfigError, complete
 from experiments.curves import BINS
 from experiments.defaults import NATURAL, REPLAY
 from experiments.studies import STUDIES, Preset, Study
-from jaxsoft.metrics import writing
+from jaxsoft.training.logs import writing
 
 __all__ = ["Cell", "carry_out", "cells", "collect", "cost", "main"]
 

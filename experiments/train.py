@@ -17,11 +17,11 @@ from experiments import assembly, evaluate, plotting
 from experiments.cli import parse, stop_with
 from experiments.config import Config, ConfigError, Runtime, complete, to_json
 from jaxsoft import environments
-from jaxsoft.checkpoint import Checkpoints
-from jaxsoft.launch import keep_pages
-from jaxsoft.loop import Report, TrainState, initial
-from jaxsoft.metrics import CsvLog, Progress, TensorBoardLog, writing
-from jaxsoft.record import Sessions, write_json
+from jaxsoft.training.checkpoints import Checkpoints
+from jaxsoft.training.launch import keep_pages
+from jaxsoft.training.loop import Report, TrainState, initial
+from jaxsoft.training.logs import CsvLog, Progress, TensorBoardLog, writing
+from jaxsoft.training.provenance import Sessions, write_json
 
 VERSION = 1
 """Of what a checkpoint holds; another one is refused."""

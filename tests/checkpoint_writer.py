@@ -8,7 +8,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsoft.checkpoint import Checkpoints
+from jaxsoft.training.checkpoints import Checkpoints
 
 CONFIG = {"test": "kill"}
 PARTS = 6

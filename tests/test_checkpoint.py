@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsoft.checkpoint import Checkpoints, read_config
+from jaxsoft.training.checkpoints import Checkpoints, read_config
 
 CONFIG = {"env": "Pong-v5", "rate": 2.5e-4, "net": {"width": 64, "sizes": [32, 32]}, "seed": None}
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_outlives_its_devices(tmp_path):
     """As one written on a GPU does on a CPU."""
     code = f"""
 import jax, jax.numpy as jnp
-from jaxsoft.checkpoint import Checkpoints
+from jaxsoft.training.checkpoints import Checkpoints
 assert jax.device_count() == 2
 mesh = jax.sharding.Mesh(jax.devices(), "d")
 split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))

@@ -14,8 +14,8 @@ from jaxsoft.agents import on_policy
 from jaxsoft import losses
 from jaxsoft.environments import EnvPool, HostEnvPool, about
 from jaxsoft.agents.base import Learner
-from jaxsoft.loop import GraphLoop, HostLoop, _split, initial
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.loop import GraphLoop, HostLoop, _split, initial
+from jaxsoft.training.collect import Rollout
 from tests import worlds
 
 LENGTH, ENVS = 6, 4

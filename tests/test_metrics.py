@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from jaxsoft import metrics
-from jaxsoft.metrics import CsvLog, Progress, TensorBoardLog, read_csv
+from jaxsoft.training import logs as metrics
+from jaxsoft.training.logs import CsvLog, Progress, TensorBoardLog, read_csv
 
 FIRST = ["step", "seed", "episode_return", "episodes", "steps_per_second"]
 NAN = float("nan")

@@ -11,7 +11,7 @@ import pytest
 from jaxsoft.agents import off_policy
 from jaxsoft.agents import replay
 from jaxsoft import losses, one_step_targets
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.collect import Rollout
 
 STATES, ACTIONS = 5, 3
 MASKED = np.log(np.array([0.7, 0.3, 0.0]), where=[True, True, False], out=np.full(3, -np.inf))

@@ -18,7 +18,7 @@ from jaxsoft import natural
 from jaxsoft.agents.base import Trained, descend
 from jaxsoft.agents.networks import MLP, ActorCritic, QNetwork
 from jaxsoft.agents.on_policy import ALGORITHMS, Objective, damped_q, gradient_of, natural_pg
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.collect import Rollout
 
 STATES, A, T, N = 6, 4, 9, 5
 GAMMA, STEPS, C, DAMPING = 0.9, 3, 0.7, 0.03

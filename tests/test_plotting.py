@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments import plotting
 from experiments.plotting import learning_curve, smoothed
-from jaxsoft.metrics import CsvLog
+from jaxsoft.training.logs import CsvLog
 
 NAN = float("nan")
 Table = dict[str, np.ndarray]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsoft.agents import replay
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.collect import Rollout
 
 add = jax.jit(replay.add)
 sample = jax.jit(replay.sample, static_argnames=("batch_size", "n", "stack"))

@@ -10,10 +10,10 @@ from bridge import assert_trees_close
 from jaxsoft.agents import _reuse
 from jaxsoft.agents import on_policy
 from jaxsoft.environments import EnvPool
-from jaxsoft.loop import GraphLoop, initial
+from jaxsoft.training.loop import GraphLoop, initial
 from jaxsoft.agents.networks import MLP, ActorCritic, NatureCNN
 from jaxsoft.agents.on_policy import Objective
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.collect import Rollout
 
 T, N, A, WIDE = 6, 3, 4, 128
 

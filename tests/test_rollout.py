@@ -9,7 +9,7 @@ import pytest
 import jaxsoft
 from jaxsoft import environments
 from jaxsoft.environments import Step
-from jaxsoft.rollout import assemble, no_games, score
+from jaxsoft.training.collect import assemble, no_games, score
 from tests import worlds
 
 

@@ -16,7 +16,7 @@ from experiments import collected, questions, report, study, train
 from experiments.collected import Collected
 from experiments.config import ConfigError
 from experiments.studies import GRADIENTS, STUDIES
-from jaxsoft.metrics import read_csv
+from jaxsoft.training.logs import read_csv
 
 WHOLE = {**STUDIES, "gradients": GRADIENTS}
 ALL = [(name, preset) for name, x in WHOLE.items() for preset in x.presets]

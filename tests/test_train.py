@@ -27,12 +27,12 @@ import jaxsoft
 from experiments import assembly, compare, evaluate, train
 from experiments.config import from_json
 from experiments.defaults import ON_POLICY, REPLAY
-from jaxsoft import record
-from jaxsoft.checkpoint import Checkpoints
+from jaxsoft.training import provenance as record
+from jaxsoft.training.checkpoints import Checkpoints
 from jaxsoft.environments import about
-from jaxsoft.loop import GraphLoop, initial
-from jaxsoft.metrics import read_csv
-from jaxsoft.record import Sessions
+from jaxsoft.training.loop import GraphLoop, initial
+from jaxsoft.training.logs import read_csv
+from jaxsoft.training.provenance import Sessions
 
 SEEDS = (0, 3)
 UPDATE = 8  # steps

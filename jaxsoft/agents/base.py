@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.collect import Rollout
 
 __all__ = ["Learner", "Metrics", "NetworkFn", "Params", "Trained", "descend"]
 

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 from jaxsoft.agents import replay
 from jaxsoft import _checks, boltzmann, losses, returns
 from jaxsoft.agents.base import Learner, Metrics, NetworkFn, Params, Trained, descend
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.collect import Rollout
 
 __all__ = ["State", "learner", "n_step_targets"]
 

@@ -24,7 +24,7 @@ import jaxsoft
 from jaxsoft.agents import _reuse
 from jaxsoft import _checks, losses
 from jaxsoft.agents.base import Learner, Metrics, NetworkFn, Params, Trained, descend
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.collect import Rollout
 
 __all__ = [
     "ALGORITHMS",

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft import _checks
-from jaxsoft.rollout import Rollout
+from jaxsoft.training.collect import Rollout
 
 __all__ = ["Replay", "add", "init", "num_starts", "sample"]
 

@@ -17,9 +17,9 @@ from jax import Array
 
 from jaxsoft import _checks
 from jaxsoft.environments import Environment, HostEnvPool, Step, interpret
-from jaxsoft.launch import compiler_options
+from jaxsoft.training.launch import compiler_options
 from jaxsoft.agents.base import Learner, Metrics
-from jaxsoft.rollout import Finished, Games, Rollout, assemble, no_games, score
+from jaxsoft.training.collect import Finished, Games, Rollout, assemble, no_games, score
 
 __all__ = ["Actors", "GraphLoop", "HostLoop", "Report", "TrainState", "initial"]
 

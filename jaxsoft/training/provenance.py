@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 import jaxsoft
-from jaxsoft.metrics import writing
+from jaxsoft.training.logs import writing
 
 __all__ = ["Sessions", "commit", "machine", "processor", "write_json"]
 
