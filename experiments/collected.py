@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.config import ConfigError, flag, from_json, to_json
+from jaxsoft.cli.config import ConfigError, flag, from_json, to_json
 from experiments.curves import read_rows
 from jaxsoft.training.logs import read_csv, writing
 

@@ -26,9 +26,12 @@ import numpy as np
 from jax import Array
 
 import jaxsoft
-from experiments import assembly, collected, evaluate, gradient_report, study, train
-from experiments.cli import stop_with
-from experiments.config import ConfigError
+from jaxsoft.cli import assembly
+from jaxsoft.cli import evaluate
+from jaxsoft.cli import train
+from experiments import collected, gradient_report, study
+from jaxsoft.cli.options import stop_with
+from jaxsoft.cli.config import ConfigError
 from experiments.studies import GRADIENTS
 from jaxsoft.agents import on_policy
 from jaxsoft.training import checkpoints as checkpoint

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image, PngImagePlugin
 
-from experiments.plotting import COLOURS, GREY, plain, unit_of
+from jaxsoft.cli.plot import COLOURS, GREY, plain, unit_of
 from jaxsoft.training.logs import writing
 
 __all__ = ["Line", "Panel", "draw"]

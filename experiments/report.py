@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import assembly, curves, panels, statistics
+from jaxsoft.cli import assembly
+from experiments import curves, panels, statistics
 from experiments.curves import Curves, read_rows
 from experiments.panels import Line, Panel
 from experiments.statistics import Estimate

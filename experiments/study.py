@@ -27,12 +27,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import assembly, collected, report, train
-from experiments.cli import parse, stop_with
+from jaxsoft.cli import assembly
+from jaxsoft.cli import train
+from experiments import collected, report
+from jaxsoft.cli.options import parse, stop_with
 from experiments.collected import Collected
-from experiments.config import Config, ConfigError, complete
+from jaxsoft.cli.config import Config, ConfigError, complete
 from experiments.curves import BINS
-from experiments.defaults import NATURAL, REPLAY
+from jaxsoft.cli.defaults import NATURAL, REPLAY
 from experiments.studies import STUDIES, Preset, Study
 from jaxsoft.training.logs import writing
 

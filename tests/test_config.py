@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import compare, evaluate, plotting, train
-from experiments.cli import parse
-from experiments.config import Config, ConfigError, Runtime, complete, flag, from_json, to_json
-from experiments.defaults import (
+from jaxsoft.cli import compare
+from jaxsoft.cli import evaluate
+from jaxsoft.cli import plot as plotting
+from jaxsoft.cli import train
+from jaxsoft.cli.options import parse
+from jaxsoft.cli.config import Config, ConfigError, Runtime, complete, flag, from_json, to_json
+from jaxsoft.cli.defaults import (
     BY_ALGORITHM,
     BY_ALGORITHM_VECTOR,
     NATURAL,

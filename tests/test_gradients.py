@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import gradient_report, gradients, report, train
+from jaxsoft.cli import train
+from experiments import gradient_report, gradients, report
 from experiments.studies import GRADIENTS
 
 Rows = list[dict[str, str]]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import plotting
-from experiments.plotting import learning_curve, smoothed
+from jaxsoft.cli import plot as plotting
+from jaxsoft.cli.plot import learning_curve, smoothed
 from jaxsoft.training.logs import CsvLog
 
 NAN = float("nan")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import collected, questions, report, study, train
+from jaxsoft.cli import train
+from experiments import collected, questions, report, study
 from experiments.collected import Collected
-from experiments.config import ConfigError
+from jaxsoft.cli.config import ConfigError
 from experiments.studies import GRADIENTS, STUDIES
 from jaxsoft.training.logs import read_csv
 

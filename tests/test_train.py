@@ -24,9 +24,12 @@ from tensorboardX.proto.event_pb2 import SessionLog
 from test_metrics import events, scalars
 
 import jaxsoft
-from experiments import assembly, compare, evaluate, train
-from experiments.config import from_json
-from experiments.defaults import ON_POLICY, REPLAY
+from jaxsoft.cli import assembly
+from jaxsoft.cli import compare
+from jaxsoft.cli import evaluate
+from jaxsoft.cli import train
+from jaxsoft.cli.config import from_json
+from jaxsoft.cli.defaults import ON_POLICY, REPLAY
 from jaxsoft.training import provenance as record
 from jaxsoft.training.checkpoints import Checkpoints
 from jaxsoft.environments import about

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.config import Config
-from experiments.defaults import NATURAL, REPLAY
+from jaxsoft.cli.config import Config
+from jaxsoft.cli.defaults import NATURAL, REPLAY
 from jaxsoft.agents import networks
 from jaxsoft.agents import off_policy
 from jaxsoft.agents import on_policy

@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxsoft
-from experiments import assembly, evaluate, plotting, train
-from experiments.cli import parse, stop_with
-from experiments.config import ConfigError
-from experiments.defaults import ON_POLICY, REPLAY
+from jaxsoft.cli import assembly
+from jaxsoft.cli import evaluate
+from jaxsoft.cli import plot as plotting
+from jaxsoft.cli import train
+from jaxsoft.cli.options import parse, stop_with
+from jaxsoft.cli.config import ConfigError
+from jaxsoft.cli.defaults import ON_POLICY, REPLAY
 from jaxsoft.training.launch import keep_pages
 from jaxsoft.training.logs import read_csv
 from jaxsoft.agents.on_policy import Objective

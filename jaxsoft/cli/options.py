@@ -12,8 +12,8 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Config, ConfigError, Runtime, count, flag, from_json, word
-from experiments.defaults import (
+from jaxsoft.cli.config import Config, ConfigError, Runtime, count, flag, from_json, word
+from jaxsoft.cli.defaults import (
     BY_ALGORITHM,
     BY_ALGORITHM_VECTOR,
     DESCRIPTIONS,

@@ -17,9 +17,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from experiments import assembly
-from experiments.cli import stop_with
-from experiments.config import Config, ConfigError, from_json, to_json
+from jaxsoft.cli import assembly
+from jaxsoft.cli.options import stop_with
+from jaxsoft.cli.config import Config, ConfigError, from_json, to_json
 from jaxsoft import environments
 from jaxsoft.training.checkpoints import Checkpoints
 from jaxsoft.training.loop import TrainState, initial, over_seeds

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.defaults import NATURAL, ON_POLICY, REPLAY, defaults
+from jaxsoft.cli.defaults import NATURAL, ON_POLICY, REPLAY, defaults
 
 _A2C, _DQN = "A2C", "DQN"  # explained in the epilogue of the help
 

@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import assembly, evaluate, plotting
-from experiments.cli import parse, stop_with
-from experiments.config import Config, ConfigError, Runtime, complete, to_json
+from jaxsoft.cli import assembly
+from jaxsoft.cli import evaluate
+from jaxsoft.cli import plot as plotting
+from jaxsoft.cli.options import parse, stop_with
+from jaxsoft.cli.config import Config, ConfigError, Runtime, complete, to_json
 from jaxsoft import environments
 from jaxsoft.training.checkpoints import Checkpoints
 from jaxsoft.training.launch import keep_pages
