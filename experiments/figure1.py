@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments import study
+from experiments.engine import study
 from jaxsoft.training.launch import keep_pages
 
 if __name__ == "__main__":

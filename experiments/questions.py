@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from experiments import study
+from experiments.engine import study
 from experiments.studies import STUDIES
 from jaxsoft.training.launch import keep_pages
 

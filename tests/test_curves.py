@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import curves
+from experiments.analysis import curves
 
 NAMES = ("game", "variant", "seed", "step", "episode_return", "episodes", "episode_length")
 Row = tuple[int, int, float, int, float]  # seed, step, return, episodes, length

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from jaxsoft.cli import train
-from experiments import gradient_report, gradients, report
+from experiments.report import gradients as gradient_report
+from experiments.engine import gradients
+from experiments.report import tables as report
 from experiments.studies import GRADIENTS
 
 Rows = list[dict[str, str]]

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import panels
-from experiments.panels import Line, Panel
+from experiments.report import panels
+from experiments.report.panels import Line, Panel
 
 X = np.array([10_000.0, 20_000.0, 40_000.0])
 

@@ -7,8 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import claims, collected, publish, report, statistics, studies, study
-from experiments.statistics import Estimate
+from experiments.report import claims
+from experiments.engine import collected
+from experiments.report import publish
+from experiments.report import tables as report
+from experiments.analysis import statistics
+from experiments.engine import study
+from experiments import studies
+from experiments.analysis.statistics import Estimate
 from experiments.studies import GRADIENTS, STUDIES
 
 

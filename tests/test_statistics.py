@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from experiments import statistics
+from experiments.analysis import statistics
 
 NUMBERS = hnp.arrays(np.float64, st.integers(4, 24), elements=st.floats(-50, 50))
 

@@ -13,8 +13,11 @@ import pytest
 from PIL import Image
 
 from jaxsoft.cli import train
-from experiments import collected, questions, report, study
-from experiments.collected import Collected
+from experiments.engine import collected
+from experiments.report import tables as report
+from experiments.engine import study
+from experiments import questions
+from experiments.engine.collected import Collected
 from jaxsoft.cli.config import ConfigError
 from experiments.studies import GRADIENTS, STUDIES
 from jaxsoft.training.logs import read_csv

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import panels, statistics
-from experiments.curves import read_rows
-from experiments.panels import Line, Panel
-from experiments.report import digest, made, markdown, page
+from experiments.report import panels
+from experiments.analysis import statistics
+from experiments.analysis.curves import read_rows
+from experiments.report.panels import Line, Panel
+from experiments.report.tables import digest, made, markdown, page
 from experiments.studies import GRADIENTS
 
 __all__ = ["FIGURES", "build", "parts"]

@@ -29,7 +29,9 @@ import jaxsoft
 from jaxsoft.cli import assembly
 from jaxsoft.cli import evaluate
 from jaxsoft.cli import train
-from experiments import collected, gradient_report, study
+from experiments.engine import collected
+from experiments.report import gradients as gradient_report
+from experiments.engine import study
 from jaxsoft.cli.options import stop_with
 from jaxsoft.cli.config import ConfigError
 from experiments.studies import GRADIENTS

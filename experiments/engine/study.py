@@ -29,11 +29,12 @@ from rich.table import Table
 
 from jaxsoft.cli import assembly
 from jaxsoft.cli import train
-from experiments import collected, report
+from experiments.engine import collected
+from experiments.report import tables as report
 from jaxsoft.cli.options import parse, stop_with
-from experiments.collected import Collected
+from experiments.engine.collected import Collected
 from jaxsoft.cli.config import Config, ConfigError, complete
-from experiments.curves import BINS
+from experiments.analysis.curves import BINS
 from jaxsoft.cli.defaults import NATURAL, REPLAY
 from experiments.studies import STUDIES, Preset, Study
 from jaxsoft.training.logs import writing

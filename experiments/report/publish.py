@@ -18,9 +18,12 @@ from typing import Any
 
 from PIL import Image
 
-from experiments import claims, gradient_report, report, study
-from experiments.curves import read_rows
-from experiments.report import RESULTS
+from experiments.report import claims
+from experiments.report import gradients as gradient_report
+from experiments.report import tables as report
+from experiments.engine import study
+from experiments.analysis.curves import read_rows
+from experiments.report.tables import RESULTS
 from experiments.studies import GRADIENTS, STUDIES
 
 ROOT = Path(__file__).parent.parent

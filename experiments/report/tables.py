@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxsoft.cli import assembly
-from experiments import curves, panels, statistics
-from experiments.curves import Curves, read_rows
-from experiments.panels import Line, Panel
-from experiments.statistics import Estimate
+from experiments.analysis import curves
+from experiments.report import panels
+from experiments.analysis import statistics
+from experiments.analysis.curves import Curves, read_rows
+from experiments.report.panels import Line, Panel
+from experiments.analysis.statistics import Estimate
 from experiments.studies import STUDIES, Study
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import statistics
-from experiments.report import Data, interval, load, markdown, nearness, number, varied
+from experiments.analysis import statistics
+from experiments.report.tables import Data, interval, load, markdown, nearness, number, varied
 
 __all__ = ["CLAIMS", "Claim", "table"]
 
