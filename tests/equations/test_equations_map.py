@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-import oracles
+from tests.support import oracles
 import pytest
 
 import jaxsoft

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
+from tests.support import oracles
 import pytest
 from jax import Array
 

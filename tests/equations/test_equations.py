@@ -7,13 +7,13 @@ have a file of their own, test_theorem.py. docs/equations.md is the index.
 
 import functools
 
-import bridge
+from tests.support import bridge
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
+from tests.support import oracles
 import pytest
-from bridge import (
+from tests.support.bridge import (
     HEADS,
     TAUS,
     all_pairs,
@@ -24,7 +24,7 @@ from bridge import (
     paths,
     soft_deltas,
 )
-from oracles import PRINTED
+from tests.support.oracles import PRINTED
 
 import jaxsoft
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bridge import assert_trees_close
+from tests.support.bridge import assert_trees_close
 from jax.test_util import check_grads
 
 from jaxsoft._convolution import convolve

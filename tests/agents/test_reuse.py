@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bridge import assert_trees_close
+from tests.support.bridge import assert_trees_close
 
 from jaxsoft.agents import _reuse
 from jaxsoft.agents import on_policy

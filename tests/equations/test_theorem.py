@@ -8,14 +8,14 @@ import copy
 import functools
 from dataclasses import replace
 
-import bridge
+from tests.support import bridge
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
+from tests.support import oracles
 import pytest
-from bridge import HEADS, TAUS, all_pairs, assert_close, assert_differs, lib, log_of, paths
-from oracles import PRINTED, Model
+from tests.support.bridge import HEADS, TAUS, all_pairs, assert_close, assert_differs, lib, log_of, paths
+from tests.support.oracles import PRINTED, Model
 
 import jaxsoft
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
-from oracles import MDP, Agent, Array, Model
+from tests.support import oracles
+from tests.support.oracles import MDP, Agent, Array, Model
 
 import jaxsoft
 

@@ -5,7 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
+from tests.support import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

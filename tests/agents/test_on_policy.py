@@ -3,14 +3,14 @@
 import functools
 from dataclasses import replace
 
-import bridge
+from tests.support import bridge
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracles
+from tests.support import oracles
 import pytest
-from bridge import assert_close, assert_differs, log_of
+from tests.support.bridge import assert_close, assert_differs, log_of
 
 import jaxsoft
 from jaxsoft.agents import on_policy
