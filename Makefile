@@ -21,7 +21,7 @@ help: ## Print the targets
 
 run: ## Set up, train soft Q and A2C on GAME for STEPS, compare
 	@$(SETUP) train
-	$(BIN)/python -m experiments.compare --game $(GAME) --steps $(STEPS) --out runs/$(GAME)-$(STEPS)
+	$(BIN)/python -m jaxsoft.cli.compare --game $(GAME) --steps $(STEPS) --out runs/$(GAME)-$(STEPS)
 
 bench: ## Measure, in ten minutes on two cores, and compare with the committed results
 	@$(SETUP) bench
@@ -33,7 +33,7 @@ bench: ## Measure, in ten minutes on two cores, and compare with the committed r
 
 results: ## Make every table and figure of the experiments anew from the committed CSVs
 	@$(SETUP) train
-	$(BIN)/python -m experiments.publish
+	$(BIN)/python -m experiments.report.publish
 
 test: lint ## Lint, check the format and the types, run the tests
 	$(BIN)/python -m pytest -n $(JOBS)

@@ -24,13 +24,11 @@ import optax
 
 from benchmarks import harness
 from benchmarks.harness import compiled
-from jaxsoft.agents import networks
-from jaxsoft.agents import off_policy
-from jaxsoft.agents import on_policy
 from jaxsoft import environments
+from jaxsoft.agents import networks, off_policy, on_policy
+from jaxsoft.agents.base import Learner
 from jaxsoft.environments import EnvPool
 from jaxsoft.training.launch import keep_pages
-from jaxsoft.agents.base import Learner
 from jaxsoft.training.loop import GraphLoop, initial
 
 Sides = dict[str, Callable[[], Any]]

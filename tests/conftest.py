@@ -11,7 +11,6 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
-from matplotlib.figure import Figure
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -43,17 +42,3 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("cannot mount a file system")
     yield tmp_path
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
-
-
-@pytest.fixture
-def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn, to be looked into."""
-    made = []
-
-    def keep(*args: object, **options: object) -> Figure:
-        made.append(Figure(*args, **options))
-        return made[-1]
-
-    for module in ("plotting", "panels"):
-        monkeypatch.setattr(f"experiments.{module}.Figure", keep)
-    return made

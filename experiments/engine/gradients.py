@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,22 +25,18 @@ import numpy as np
 from jax import Array
 
 import jaxsoft
-from jaxsoft.cli import assembly
-from jaxsoft.cli import evaluate
-from jaxsoft.cli import train
-from experiments.engine import collected
+from experiments.engine import collected, study
 from experiments.report import gradients as gradient_report
-from experiments.engine import study
-from jaxsoft.cli.options import stop_with
-from jaxsoft.cli.config import ConfigError
 from experiments.studies import GRADIENTS
 from jaxsoft.agents import on_policy
-from jaxsoft.training import checkpoints as checkpoint
-from jaxsoft.training.launch import keep_pages
-from jaxsoft.training.loop import TrainState
 from jaxsoft.agents.on_policy import Heads
-from jaxsoft.training.provenance import write_json
+from jaxsoft.cli import assembly, evaluate, train
+from jaxsoft.cli.config import ConfigError
+from jaxsoft.cli.options import stop_with
+from jaxsoft.training import checkpoints as checkpoint
 from jaxsoft.training.collect import Rollout
+from jaxsoft.training.loop import TrainState
+from jaxsoft.training.provenance import write_json
 
 SHARES = 4
 """Parts of a run, at whose ends there is a checkpoint, and one before the first."""
@@ -373,8 +368,3 @@ def main(words: Sequence[str] | None = None) -> int:
     print((results / "table.md").read_text())
     print(f"{results}: {time.monotonic() - began:.0f} s")
     return 0
-
-
-if __name__ == "__main__":
-    keep_pages()
-    sys.exit(main())

@@ -27,16 +27,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxsoft.cli import assembly
-from jaxsoft.cli import train
-from experiments.engine import collected
-from experiments.report import tables as report
-from jaxsoft.cli.options import parse, stop_with
-from experiments.engine.collected import Collected
-from jaxsoft.cli.config import Config, ConfigError, complete
 from experiments.analysis.curves import BINS
-from jaxsoft.cli.defaults import NATURAL, REPLAY
+from experiments.engine import collected
+from experiments.engine.collected import Collected
+from experiments.report import tables as report
 from experiments.studies import STUDIES, Preset, Study
+from jaxsoft.cli import assembly, train
+from jaxsoft.cli.config import Config, ConfigError, complete
+from jaxsoft.cli.defaults import NATURAL, REPLAY
+from jaxsoft.cli.options import parse, stop_with
 from jaxsoft.training.logs import writing
 
 __all__ = ["Cell", "carry_out", "cells", "collect", "cost", "main"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.report import panels
 from experiments.analysis import statistics
 from experiments.analysis.curves import read_rows
+from experiments.report import panels
 from experiments.report.panels import Line, Panel
 from experiments.report.tables import digest, made, markdown, page
 from experiments.studies import GRADIENTS

@@ -18,15 +18,15 @@ from typing import Any
 
 from PIL import Image
 
+from experiments.analysis.curves import read_rows
+from experiments.engine import study
 from experiments.report import claims
 from experiments.report import gradients as gradient_report
 from experiments.report import tables as report
-from experiments.engine import study
-from experiments.analysis.curves import read_rows
 from experiments.report.tables import RESULTS
 from experiments.studies import GRADIENTS, STUDIES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs" / "figures"
 PAGES = (
     ROOT / "docs" / "results.md",

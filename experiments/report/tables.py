@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxsoft.cli import assembly
-from experiments.analysis import curves
-from experiments.report import panels
-from experiments.analysis import statistics
+from experiments.analysis import curves, statistics
 from experiments.analysis.curves import Curves, read_rows
-from experiments.report.panels import Line, Panel
 from experiments.analysis.statistics import Estimate
+from experiments.report import panels
+from experiments.report.panels import Line, Panel
 from experiments.studies import STUDIES, Study
+from jaxsoft.cli import assembly
 
 __all__ = [
     "build",
@@ -33,7 +32,7 @@ __all__ = [
     "varied",
 ]
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 FIGURES = ("figure.png",)
 
 NAMES = {"episode_return": "return", "episode_length": "length of a game"}
@@ -110,9 +109,7 @@ def page(found: Mapping[str, str]) -> str:
 def digest(folder: Path, study: Study) -> str:
     """Of all that the figures of a folder are made from."""
     whole = hashlib.sha256(repr(study).encode())
-    names = ("curves", "gradient_report", "panels", "plotting", "report", "statistics")
-    code = [Path(__file__).with_name(f"{name}.py") for name in names]
-    for file in [*code, *sorted(folder.glob("*.csv"))]:
+    for file in sorted(folder.glob("*.csv")):
         whole.update(file.read_bytes())
     return whole.hexdigest()
 

@@ -24,8 +24,8 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft.agents import replay
 from jaxsoft import _checks, boltzmann, losses, returns
+from jaxsoft.agents import replay
 from jaxsoft.agents.base import Learner, Metrics, NetworkFn, Params, Trained, descend
 from jaxsoft.training.collect import Rollout
 

@@ -21,8 +21,8 @@ import optax
 from jax import Array
 
 import jaxsoft
-from jaxsoft.agents import _reuse
 from jaxsoft import _checks, losses
+from jaxsoft.agents import _reuse
 from jaxsoft.agents.base import Learner, Metrics, NetworkFn, Params, Trained, descend
 from jaxsoft.training.collect import Rollout
 

@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsoft import environments
+from jaxsoft.agents import networks, off_policy, on_policy
+from jaxsoft.agents.base import Learner
 from jaxsoft.cli.config import Config
 from jaxsoft.cli.defaults import NATURAL, REPLAY
-from jaxsoft.agents import networks
-from jaxsoft.agents import off_policy
-from jaxsoft.agents import on_policy
-from jaxsoft import environments
-from jaxsoft.agents.base import Learner
 from jaxsoft.training.loop import GraphLoop, HostLoop
 
 # A fifth of a second for a game of Atari, and a study asks for each many times.

@@ -15,16 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxsoft
-from jaxsoft.cli import assembly
-from jaxsoft.cli import evaluate
+from jaxsoft.agents.on_policy import Objective
+from jaxsoft.cli import assembly, evaluate, train
 from jaxsoft.cli import plot as plotting
-from jaxsoft.cli import train
-from jaxsoft.cli.options import parse, stop_with
 from jaxsoft.cli.config import ConfigError
 from jaxsoft.cli.defaults import ON_POLICY, REPLAY
+from jaxsoft.cli.options import parse, stop_with
 from jaxsoft.training.launch import keep_pages
 from jaxsoft.training.logs import read_csv
-from jaxsoft.agents.on_policy import Objective
 
 GAMES = 100
 """Played by each trained agent."""

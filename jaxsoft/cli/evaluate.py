@@ -17,13 +17,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from jaxsoft.cli import assembly
-from jaxsoft.cli.options import stop_with
-from jaxsoft.cli.config import Config, ConfigError, from_json, to_json
 from jaxsoft import environments
+from jaxsoft.cli import assembly
+from jaxsoft.cli.config import Config, ConfigError, from_json, to_json
+from jaxsoft.cli.options import stop_with
 from jaxsoft.training.checkpoints import Checkpoints
-from jaxsoft.training.loop import TrainState, initial, over_seeds
 from jaxsoft.training.logs import writing
+from jaxsoft.training.loop import TrainState, initial, over_seeds
 
 _APART = 10_000
 """Added to the seeds: the games played are none of those trained on."""

@@ -13,16 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsoft.cli import assembly
-from jaxsoft.cli import evaluate
-from jaxsoft.cli import plot as plotting
-from jaxsoft.cli.options import parse, stop_with
-from jaxsoft.cli.config import Config, ConfigError, Runtime, complete, to_json
 from jaxsoft import environments
+from jaxsoft.cli import assembly, evaluate
+from jaxsoft.cli import plot as plotting
+from jaxsoft.cli.config import Config, ConfigError, Runtime, complete, to_json
+from jaxsoft.cli.options import parse, stop_with
 from jaxsoft.training.checkpoints import Checkpoints
 from jaxsoft.training.launch import keep_pages
-from jaxsoft.training.loop import Report, TrainState, initial
 from jaxsoft.training.logs import CsvLog, Progress, TensorBoardLog, writing
+from jaxsoft.training.loop import Report, TrainState, initial
 from jaxsoft.training.provenance import Sessions, write_json
 
 VERSION = 1

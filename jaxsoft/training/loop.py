@@ -16,10 +16,10 @@ import numpy as np
 from jax import Array
 
 from jaxsoft import _checks
-from jaxsoft.environments import Environment, HostEnvPool, Step, interpret
-from jaxsoft.training.launch import compiler_options
 from jaxsoft.agents.base import Learner, Metrics
+from jaxsoft.environments import Environment, HostEnvPool, Step, interpret
 from jaxsoft.training.collect import Finished, Games, Rollout, assemble, no_games, score
+from jaxsoft.training.launch import compiler_options
 
 __all__ = ["Actors", "GraphLoop", "HostLoop", "Report", "TrainState", "initial"]
 

@@ -43,7 +43,7 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of the source, with a + where files differ; `None` outside a repository."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:
         try:

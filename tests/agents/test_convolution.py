@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.bridge import assert_trees_close
 from jax.test_util import check_grads
 
 from jaxsoft._convolution import convolve
 from jaxsoft.agents.networks import ActorCritic, NatureCNN
+from tests.support.bridge import assert_trees_close
 
 X, W = (3, 5, 6, 2), (2, 3, 2, 4)
 

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxsoft.agents import networks
-from jaxsoft.natural._gram import structured_gram
 from jaxsoft.agents.networks import MLP, ActorCritic, Conv, NatureCNN, QNetwork, torso_for
+from jaxsoft.natural._gram import structured_gram
 
 A = 5
 ROOT_2 = np.sqrt(2)

@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsoft.agents import off_policy
-from jaxsoft.agents import replay
 from jaxsoft import losses, one_step_targets
+from jaxsoft.agents import off_policy, replay
 from jaxsoft.training.collect import Rollout
 
 STATES, ACTIONS = 5, 3

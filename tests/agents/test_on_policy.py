@@ -3,22 +3,21 @@
 import functools
 from dataclasses import replace
 
-from tests.support import bridge
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tests.support import oracles
 import pytest
-from tests.support.bridge import assert_close, assert_differs, log_of
 
 import jaxsoft
-from jaxsoft.agents import on_policy
 from jaxsoft import natural
+from jaxsoft.agents import on_policy
 from jaxsoft.agents.base import Trained, descend
 from jaxsoft.agents.networks import MLP, ActorCritic, QNetwork
 from jaxsoft.agents.on_policy import ALGORITHMS, Objective, damped_q, gradient_of, natural_pg
 from jaxsoft.training.collect import Rollout
+from tests.support import bridge, oracles
+from tests.support.bridge import assert_close, assert_differs, log_of
 
 STATES, A, T, N = 6, 4, 9, 5
 GAMMA, STEPS, C, DAMPING = 0.9, 3, 0.7, 0.03

@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.support.bridge import assert_trees_close
 
-from jaxsoft.agents import _reuse
-from jaxsoft.agents import on_policy
-from jaxsoft.environments import EnvPool
-from jaxsoft.training.loop import GraphLoop, initial
+from jaxsoft.agents import _reuse, on_policy
 from jaxsoft.agents.networks import MLP, ActorCritic, NatureCNN
 from jaxsoft.agents.on_policy import Objective
+from jaxsoft.environments import EnvPool
 from jaxsoft.training.collect import Rollout
+from jaxsoft.training.loop import GraphLoop, initial
+from tests.support.bridge import assert_trees_close
 
 T, N, A, WIDE = 6, 3, 4, 128
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import regression
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def write(folder: Path, name: str, rows: list[dict[str, object]]) -> None:

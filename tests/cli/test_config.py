@@ -9,11 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsoft.cli import compare
-from jaxsoft.cli import evaluate
+from jaxsoft.cli import compare, evaluate, train
 from jaxsoft.cli import plot as plotting
-from jaxsoft.cli import train
-from jaxsoft.cli.options import parse
 from jaxsoft.cli.config import Config, ConfigError, Runtime, complete, flag, from_json, to_json
 from jaxsoft.cli.defaults import (
     BY_ALGORITHM,
@@ -23,6 +20,7 @@ from jaxsoft.cli.defaults import (
     REPLAY,
     defaults,
 )
+from jaxsoft.cli.options import parse
 
 ALGORITHMS = ON_POLICY + REPLAY
 VECTOR, ATARI, IMAGES = (False, False), (True, True), (True, False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BAR = {"Catch-v0": 0.95, "CartPole-v1": 450.0}
 
 # Steps of every seed. CartPole's values reach 100: where τ multiplies the policy's gradient, or is

@@ -182,11 +182,11 @@ def test_the_command(tmp_path: Path) -> None:
     pong = write_run(tmp_path / "a", {"game": "Pong-v5", "algorithm": "soft_q"})
     bare = write_run(tmp_path / "bare", None)
     out = tmp_path / "new" / "curve.png"
-    command = [sys.executable, "-W", "error", "-m", "experiments.plotting"]
+    command = [sys.executable, "-W", "error", "-m", "jaxsoft.cli.plot"]
     subprocess.run(
         [*command, pong, bare, "--out", out],
         check=True,
-        cwd=Path(plotting.__file__).parents[1],
+        cwd=Path(plotting.__file__).parents[2],
     )
     assert min(picture(out).shape[:2]) > 600
     assert list(out.parent.iterdir()) == [out]

@@ -21,21 +21,18 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import SessionLog
-from test_metrics import events, scalars
 
 import jaxsoft
-from jaxsoft.cli import assembly
-from jaxsoft.cli import compare
-from jaxsoft.cli import evaluate
-from jaxsoft.cli import train
+from jaxsoft.cli import assembly, compare, evaluate, train
 from jaxsoft.cli.config import from_json
 from jaxsoft.cli.defaults import ON_POLICY, REPLAY
+from jaxsoft.environments import about
 from jaxsoft.training import provenance as record
 from jaxsoft.training.checkpoints import Checkpoints
-from jaxsoft.environments import about
-from jaxsoft.training.loop import GraphLoop, initial
 from jaxsoft.training.logs import read_csv
+from jaxsoft.training.loop import GraphLoop, initial
 from jaxsoft.training.provenance import Sessions
+from tests.training.test_logs import events, scalars
 
 SEEDS = (0, 3)
 UPDATE = 8  # steps
@@ -748,10 +745,10 @@ LONG = [*SMALL, *["--algorithm", "a2c", "--seeds", "0", "3", "--resume"], *EACH[
 
 def start(out, steps):
     """A process that trains, its seeds' rows and checkpoints as frequent as can be."""
-    command = [sys.executable, "-m", "experiments.train", *LONG, "--steps", str(steps)]
+    command = [sys.executable, "-m", "jaxsoft.cli.train", *LONG, "--steps", str(steps)]
     return subprocess.Popen(
         [*command, "--out", str(out)],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

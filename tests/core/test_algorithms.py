@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.support import oracles
 import pytest
 from jax import Array
 
 import jaxsoft
+from tests.support import oracles
 
 T, B, A, TAU, GAMMA = 6, 3, 4, 0.3, 0.9
 RNG = np.random.default_rng(0)

@@ -5,7 +5,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.support import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from jax.test_util import check_grads
 
 import jaxsoft
+from tests.support import oracles
 
 TAUS = (0.01, 0.3, 2.5)
 MASK = np.array([True, False, True, True, False])

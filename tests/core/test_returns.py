@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.support import oracles
 import pytest
 import rlax
 from hypothesis import given
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 import jaxsoft
 from jaxsoft import returns
+from tests.support import oracles
 
 TAU, T = 0.3, 11
 

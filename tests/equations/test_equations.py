@@ -7,12 +7,13 @@ have a file of their own, test_theorem.py. docs/equations.md is the index.
 
 import functools
 
-from tests.support import bridge
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.support import oracles
 import pytest
+
+import jaxsoft
+from tests.support import bridge, oracles
 from tests.support.bridge import (
     HEADS,
     TAUS,
@@ -25,8 +26,6 @@ from tests.support.bridge import (
     soft_deltas,
 )
 from tests.support.oracles import PRINTED
-
-import jaxsoft
 
 equation = pytest.mark.equation
 VARIANTS = {

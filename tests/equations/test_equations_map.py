@@ -5,12 +5,12 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from tests.support import oracles
 import pytest
 
 import jaxsoft
+from tests.support import oracles
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "equations.md"
 EQUATIONS = range(1, 91)
 
@@ -29,7 +29,7 @@ def rows():
 def marked_tests():
     """Equation -> names of the tests that are marked with it, from the sources."""
     marked = defaultdict(set)
-    for path in TESTS.glob("test_*.py"):
+    for path in TESTS.glob("**/test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for decorator in getattr(node, "decorator_list", []):
                 match = re.fullmatch(r"(?:pytest\.mark\.)?equation\((.*)\)", ast.unparse(decorator))

@@ -8,16 +8,24 @@ import copy
 import functools
 from dataclasses import replace
 
-from tests.support import bridge
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.support import oracles
 import pytest
-from tests.support.bridge import HEADS, TAUS, all_pairs, assert_close, assert_differs, lib, log_of, paths
-from tests.support.oracles import PRINTED, Model
 
 import jaxsoft
+from tests.support import bridge, oracles
+from tests.support.bridge import (
+    HEADS,
+    TAUS,
+    all_pairs,
+    assert_close,
+    assert_differs,
+    lib,
+    log_of,
+    paths,
+)
+from tests.support.oracles import PRINTED, Model
 
 equation = pytest.mark.equation
 

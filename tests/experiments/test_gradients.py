@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxsoft.cli import train
-from experiments.report import gradients as gradient_report
 from experiments.engine import gradients
+from experiments.report import gradients as gradient_report
 from experiments.report import tables as report
 from experiments.studies import GRADIENTS
+from jaxsoft.cli import train
 
 Rows = list[dict[str, str]]
 

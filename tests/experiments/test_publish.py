@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.report import claims
-from experiments.engine import collected
-from experiments.report import publish
-from experiments.report import tables as report
-from experiments.analysis import statistics
-from experiments.engine import study
 from experiments import studies
+from experiments.analysis import statistics
 from experiments.analysis.statistics import Estimate
+from experiments.engine import collected, study
+from experiments.report import claims, publish
+from experiments.report import tables as report
 from experiments.studies import GRADIENTS, STUDIES
 
 

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxsoft.cli import train
-from experiments.engine import collected
-from experiments.report import tables as report
-from experiments.engine import study
 from experiments import questions
+from experiments.engine import collected, study
 from experiments.engine.collected import Collected
-from jaxsoft.cli.config import ConfigError
+from experiments.report import tables as report
 from experiments.studies import GRADIENTS, STUDIES
+from jaxsoft.cli import train
+from jaxsoft.cli.config import ConfigError
 from jaxsoft.training.logs import read_csv
 
 WHOLE = {**STUDIES, "gradients": GRADIENTS}

@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.support import oracles
-from tests.support.oracles import MDP, Agent, Array, Model
 
 import jaxsoft
+from tests.support import oracles
+from tests.support.oracles import MDP, Agent, Array, Model
 
 TAUS = (0.01, 0.3, 2.5)
 HEADS: tuple[Literal["q", "actor_critic"], ...] = ("q", "actor_critic")

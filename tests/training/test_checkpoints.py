@@ -12,7 +12,6 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-import checkpoint_writer
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ import optax
 import pytest
 
 from jaxsoft.training.checkpoints import Checkpoints, read_config
+from tests.support import checkpoint_writer
 
 CONFIG = {"env": "Pong-v5", "rate": 2.5e-4, "net": {"width": 64, "sizes": [32, 32]}, "seed": None}
 
@@ -120,7 +120,7 @@ def test_keys_come_back_from_their_shapes(tmp_path):
 
 
 def test_an_array_of_several_chunks_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxsoft.checkpoint._CHUNK", 1000)
+    monkeypatch.setattr("jaxsoft.training.checkpoints._CHUNK", 1000)
     state = {"x": jnp.asarray(np.random.default_rng(0).integers(0, 256, (3_011, 3), np.uint8))}
     with open_(tmp_path) as checkpoints:
         checkpoints.save(0, state)

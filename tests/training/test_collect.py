@@ -10,7 +10,7 @@ import jaxsoft
 from jaxsoft import environments
 from jaxsoft.environments import Step
 from jaxsoft.training.collect import assemble, no_games, score
-from tests import worlds
+from tests.support import worlds
 
 
 @functools.cache

@@ -9,14 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsoft.agents import off_policy
-from jaxsoft.agents import on_policy
 from jaxsoft import losses
-from jaxsoft.environments import EnvPool, HostEnvPool, about
+from jaxsoft.agents import off_policy, on_policy
 from jaxsoft.agents.base import Learner
-from jaxsoft.training.loop import GraphLoop, HostLoop, _split, initial
+from jaxsoft.environments import EnvPool, HostEnvPool, about
 from jaxsoft.training.collect import Rollout
-from tests import worlds
+from jaxsoft.training.loop import GraphLoop, HostLoop, _split, initial
+from tests.support import worlds
 
 LENGTH, ENVS = 6, 4
 

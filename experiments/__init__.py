@@ -1,0 +1,1 @@
+"""The paper's experiments: what is run, how, what it says, and how that is shown."""

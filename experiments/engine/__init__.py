@@ -1,0 +1,1 @@
+"""Carries out studies: runs, one after the other or shared between processes."""

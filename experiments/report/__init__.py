@@ -1,0 +1,1 @@
+"""Tables and figures from the numbers, and the pages that show them."""
