@@ -4,10 +4,11 @@ After Schulman, Chen and Abbeel (2017), *Equivalence Between Policy Gradients an
 """
 
 from jaxsoft.algorithms import (
+    actor_critic,
     damped_natural_q,
     n_step_soft_q,
-    naive_policy_gradient,
-    policy_gradient,
+    naive_actor_critic,
+    tied_soft_q,
 )
 from jaxsoft.boltzmann import (
     kl_to_prior,
@@ -41,6 +42,7 @@ from jaxsoft.returns import (
     VTrace,
     lambda_advantages,
     n_step_advantages,
+    n_step_soft_q_targets,
     one_step_targets,
     retrace_coefficients,
     soft_q_targets,
@@ -60,6 +62,7 @@ __all__ = [
     "SolveStatus",
     "VTrace",
     "a2c_loss",
+    "actor_critic",
     "check_equivalence",
     "damped_natural_q",
     "damped_soft_q_loss",
@@ -68,13 +71,13 @@ __all__ = [
     "log_policy",
     "n_step_advantages",
     "n_step_soft_q",
-    "naive_policy_gradient",
+    "n_step_soft_q_targets",
+    "naive_actor_critic",
     "natural_gradient",
     "natural_regression_loss",
     "one_step_targets",
     "path_consistency_loss",
     "pgq_loss",
-    "policy_gradient",
     "policy_gradient_loss",
     "policy_value",
     "q_from_policy",
@@ -86,6 +89,7 @@ __all__ = [
     "soft_value",
     "take_action",
     "td_errors",
+    "tied_soft_q",
     "tied_soft_q_loss",
     "trace_targets",
     "tree_backup_coefficients",

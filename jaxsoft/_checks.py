@@ -119,15 +119,15 @@ def action_values(function: str, name: str, x: Array, *, time: bool = True) -> N
         )
 
 
-def states(function: str, name: str, x: ArrayLike, a_tm1: ArrayLike) -> Array:
-    """Values at the T + 1 states of a rollout of T transitions."""
+def states(function: str, name: str, x: ArrayLike, step_name: str, step: ArrayLike) -> Array:
+    """Values at the T + 1 states of a rollout of T transitions, of which `step` is an array."""
     array = floating(function, name, x)
-    steps = jnp.shape(a_tm1)[:1]
+    steps = jnp.shape(step)[:1]
     if not steps or array.ndim == 0 or array.shape[0] != steps[0] + 1:
         raise fail(
             function,
-            f"`{name}` {list(array.shape)} beside `a_tm1` {list(jnp.shape(a_tm1))}",
-            "T + 1 entries along axis 0 for T actions: the states before and after each",
+            f"`{name}` {list(array.shape)} beside `{step_name}` {list(jnp.shape(step))}",
+            "T + 1 entries along axis 0 for T transitions: the states before and after each",
             "Evaluate the network on the rollout's observations and the one after the last.",
         )
     return array

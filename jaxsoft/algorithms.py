@@ -1,4 +1,4 @@
-"""The three headline algorithms, one call each on a whole rollout.
+"""The headline algorithms, one call each on a whole rollout.
 
 A rollout of T transitions visits T + 1 states, and the networks' outputs are given at all of
 them, in order: `q`, `log_pi` [T+1, ..., A] and `v` [T+1, ...]; actions, rewards, discounts and
@@ -12,7 +12,7 @@ Each of these is a dozen lines over those blocks, and meant to be read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,13 @@ from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, natural, returns
 
-__all__ = ["damped_natural_q", "n_step_soft_q", "naive_policy_gradient", "policy_gradient"]
+__all__ = [
+    "actor_critic",
+    "damped_natural_q",
+    "n_step_soft_q",
+    "naive_actor_critic",
+    "tied_soft_q",
+]
 
 Params = Any
 
@@ -31,9 +37,9 @@ def n_step_soft_q(
     q: ArrayLike,
     a_tm1: ArrayLike,
     r_t: ArrayLike,
+    *,
     discount_t: ArrayLike,
     tau: ArrayLike,
-    *,
     n: int = 5,
     target_q: ArrayLike | None = None,
     log_prior: ArrayLike | None = None,
@@ -61,22 +67,25 @@ def n_step_soft_q(
       Losses [T, ...].
     """
     name = "n_step_soft_q"
-    q = _checks.states(name, "q", q, a_tm1)
+    q = _checks.states(name, "q", q, "a_tm1", a_tm1)
     frozen = jax.lax.stop_gradient(
-        q if target_q is None else _checks.states(name, "target_q", target_q, a_tm1)
+        q if target_q is None else _checks.states(name, "target_q", target_q, "a_tm1", a_tm1)
     )
-    target_t = _soft_targets(frozen, r_t, discount_t, tau, n, log_prior, cut_t)
+    v, kl = boltzmann.value_and_kl(frozen, tau, log_prior)
+    target_t = returns.n_step_soft_q_targets(
+        v, kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+    )
     return losses.soft_q_loss(q[:-1], a_tm1, target_t)
 
 
-def policy_gradient(
+def actor_critic(
     v: ArrayLike,
     log_pi: ArrayLike,
     a_tm1: ArrayLike,
+    *,
     r_t: ArrayLike,
     discount_t: ArrayLike,
     tau: ArrayLike,
-    *,
     n: int = 5,
     value_coef: ArrayLike = 0.5,
     log_prior: ArrayLike | None = None,
@@ -104,20 +113,32 @@ def policy_gradient(
 
     Correction: (79), (80) lack the bootstrap γⁿV(s_{t+n}).
     """
-    return _actor_critic(
-        "policy_gradient",
-        v, log_pi, a_tm1, r_t, discount_t, tau, n, value_coef, log_prior, cut_t, proper=True,
-    )  # fmt: skip
+    name = "actor_critic"
+    at = _states(name, v, log_pi, a_tm1, log_prior)
+    target_t = returns.n_step_soft_q_targets(
+        at.v, at.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+    )
+    return losses.actor_critic_loss(
+        name,
+        at.v[:-1],
+        at.log_pi[:-1],
+        a_tm1,
+        target_t=target_t,
+        target_kl_tm1=at.kl[:-1],
+        kl_tm1=at.kl[:-1],
+        tau=tau,
+        value_coef=value_coef,
+    )
 
 
-def naive_policy_gradient(
+def naive_actor_critic(
     v: ArrayLike,
     log_pi: ArrayLike,
     a_tm1: ArrayLike,
+    *,
     r_t: ArrayLike,
     discount_t: ArrayLike,
     tau: ArrayLike,
-    *,
     n: int = 5,
     value_coef: ArrayLike = 0.5,
     log_prior: ArrayLike | None = None,
@@ -125,25 +146,72 @@ def naive_policy_gradient(
 ) -> Array:
     """Advantage actor-critic as usually implemented: the KL of this step only, none in the return.
 
-        as `policy_gradient`, with δ = r + γV' − V                                             (79)
+        as `actor_critic`, with δ = r + γV' − V                                                (79)
 
     Its gradient differs from the proper one by τE[∇log π Σ_{0<d<n} γ^d KL_{t+d}]; at n = 1 not at
-    all. Arguments and result are those of `policy_gradient`.
+    all. Arguments and result are those of `actor_critic`.
     """
-    return _actor_critic(
-        "naive_policy_gradient",
-        v, log_pi, a_tm1, r_t, discount_t, tau, n, value_coef, log_prior, cut_t, proper=False,
-    )  # fmt: skip
+    name = "naive_actor_critic"
+    at = _states(name, v, log_pi, a_tm1, log_prior)
+    target_t = returns.n_step_soft_q_targets(
+        at.v, 0.0, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+    )
+    return losses.actor_critic_loss(
+        name,
+        at.v[:-1],
+        at.log_pi[:-1],
+        a_tm1,
+        target_t=target_t,
+        target_kl_tm1=0.0,
+        kl_tm1=at.kl[:-1],
+        tau=tau,
+        value_coef=value_coef,
+    )
+
+
+def tied_soft_q(
+    v: ArrayLike,
+    log_pi: ArrayLike,
+    a_tm1: ArrayLike,
+    *,
+    r_t: ArrayLike,
+    discount_t: ArrayLike,
+    tau: ArrayLike,
+    n: int = 5,
+    value_coef: ArrayLike = 0.5,
+    log_prior: ArrayLike | None = None,
+    cut_t: ArrayLike | None = None,
+) -> Array:
+    """n-step soft Q-learning on Q = V + τ log(π/π̄), each stream's gradient scaled.
+
+        L_t = ½ (Q(s_t,a_t) − y_t)²,   ∇L_t := (Q − y_t) (∇log π(a_t|s_t) + c ∇V(s_t))     (§6.3)
+
+    Its expected gradient over a_t ∼ π is that of `actor_critic`: one line of the two differs, the
+    loss. Arguments and result are those of `actor_critic`.
+    """
+    at = _states("tied_soft_q", v, log_pi, a_tm1, log_prior)
+    target_t = returns.n_step_soft_q_targets(
+        at.v, at.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+    )
+    return losses.tied_soft_q_loss(
+        at.v[:-1],
+        at.log_pi[:-1],
+        a_tm1,
+        target_t=target_t,
+        tau=tau,
+        value_coef=value_coef,
+        log_prior=at.log_prior,
+    )
 
 
 def damped_natural_q(
     q_fn: Callable[[Params], Array],
     params: Params,
     a_tm1: ArrayLike,
+    *,
     r_t: ArrayLike,
     discount_t: ArrayLike,
     tau: ArrayLike,
-    *,
     n: int = 5,
     epsilon: ArrayLike,
     damping: ArrayLike = 1e-3,
@@ -182,8 +250,11 @@ def damped_natural_q(
     name = "damped_natural_q"
     if _checks.concrete(tau) and not np.all(np.asarray(tau) > 0):
         raise _checks.fail(name, f"`tau` = {tau}", "tau > 0", "At τ = 0 no policy gradient exists.")
-    q = _checks.states(name, "q_fn(params)", q_fn(params), a_tm1)
-    target_t = _soft_targets(q, r_t, discount_t, tau, n, log_prior, cut_t)
+    q = _checks.states(name, "q_fn(params)", q_fn(params), "a_tm1", a_tm1)
+    v, kl = boltzmann.value_and_kl(q, tau, log_prior)
+    target_t = returns.n_step_soft_q_targets(
+        v, kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+    )
     # (76): y − Q_old is Δ − τ(log(π/π̄) − KL), the bracket of (70).
     improvement = target_t - losses.take_action(q[:-1], a_tm1)
 
@@ -198,51 +269,22 @@ def damped_natural_q(
     return jax.tree.map(lambda x: (length * x).astype(x.dtype), direction), info
 
 
-def _soft_targets(
-    q: Array,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
-    n: int,
-    log_prior: ArrayLike | None,
-    cut_t: ArrayLike | None,
-) -> Array:
-    v, kl = boltzmann.value_and_kl(q, tau, log_prior)
-    kl = kl[:-1] if isinstance(kl, Array) else kl
-    delta_t = returns.td_errors(r_t, discount_t, v[:-1], v[1:], kl, tau)
-    advantage_t = returns.n_step_advantages(delta_t, discount_t, n, cut_t)
-    return returns.soft_q_targets(advantage_t, v[:-1], kl, tau)
+class _States(NamedTuple):
+    """What an actor-critic says at the T + 1 states, and the prior at the first T."""
+
+    v: Array
+    log_pi: Array
+    kl: Array
+    log_prior: ArrayLike | None
 
 
-def _actor_critic(
-    function: str,
-    v: ArrayLike,
-    log_pi: ArrayLike,
-    a_tm1: ArrayLike,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
-    n: int,
-    value_coef: ArrayLike,
-    log_prior: ArrayLike | None,
-    cut_t: ArrayLike | None,
-    *,
-    proper: bool,
-) -> Array:
-    v = _checks.states(function, "v", v, a_tm1)
-    log_pi = _checks.states(function, "log_pi", log_pi, a_tm1)
-    starts, prior = log_pi[:-1], _prior_of_starts(log_prior, log_pi)
-    # The loss computes the same again, of the same operands: it is compiled once.
-    kl = boltzmann.kl_to_prior(starts, prior) if proper else 0.0
-    delta_t = returns.td_errors(r_t, discount_t, v[:-1], v[1:], kl, tau)
-    advantage_t = returns.n_step_advantages(delta_t, discount_t, n, cut_t)
-    policy = losses.policy_gradient_loss(starts, a_tm1, advantage_t, tau, prior)
-    value = losses.value_loss(v[:-1], v[:-1] + advantage_t)
-    return policy + jnp.asarray(value_coef).astype(value.dtype) * value
-
-
-def _prior_of_starts(log_prior: ArrayLike | None, log_pi: Array) -> ArrayLike | None:
-    """The prior of all but the last state, where it has an entry per state."""
-    if log_prior is None or jnp.ndim(log_prior) < log_pi.ndim or jnp.shape(log_prior)[0] == 1:
-        return log_prior
-    return jnp.asarray(log_prior)[:-1]
+def _states(
+    function: str, v: ArrayLike, log_pi: ArrayLike, a_tm1: ArrayLike, log_prior: ArrayLike | None
+) -> _States:
+    v = _checks.states(function, "v", v, "a_tm1", a_tm1)
+    log_pi = _checks.states(function, "log_pi", log_pi, "a_tm1", a_tm1)
+    kl = boltzmann.kl_to_prior(log_pi, log_prior)
+    if log_prior is not None and jnp.ndim(log_prior) == log_pi.ndim:
+        prior = jnp.asarray(log_prior)
+        log_prior = prior if prior.shape[0] == 1 else prior[:-1]
+    return _States(v, log_pi, kl, log_prior)

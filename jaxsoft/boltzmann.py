@@ -170,10 +170,10 @@ def q_from_policy(
 
 
 def sample_actions(key: Array, log_pi: ArrayLike) -> Array:
-    """Actions drawn from a policy, one a state; those with π(a) = 0 are never drawn.
+    """Actions drawn from a policy, one per state; those with π(a) = 0 are never drawn.
 
     Args:
-      key: a JAX random key, used once.
+      key: a JAX random key, used once; or one per state, [...].
       log_pi: log-probabilities [..., A] (of `log_policy`, say).
 
     Returns:
@@ -182,8 +182,20 @@ def sample_actions(key: Array, log_pi: ArrayLike) -> Array:
     log_pi = _checks.floating("sample_actions", "log_pi", log_pi)
     _checks.action_values("sample_actions", "log_pi", log_pi, time=False)
     # Gumbel noise in half precision has too few values: it would bias the draws.
-    dtype = _checks.computing_dtype(log_pi.dtype)
-    return jax.random.categorical(key, log_pi.astype(dtype), axis=-1).astype(jnp.int32)
+    logits = log_pi.astype(_checks.computing_dtype(log_pi.dtype))
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.shape not in ((), logits.shape[:-1]):
+        raise _checks.fail(
+            "sample_actions",
+            f"`key` {list(key.shape)} beside `log_pi` {list(logits.shape)}",
+            f"one key, or one per state, {list(logits.shape[:-1])}",
+            "Split it: jax.random.split(key, log_pi.shape[:-1]).",
+        )
+    draw = jax.random.categorical
+    for _ in key.shape:
+        draw = jax.vmap(draw)
+    return draw(key, logits).astype(jnp.int32)
 
 
 def value_and_kl(

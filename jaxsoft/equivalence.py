@@ -128,10 +128,10 @@ def check_equivalence(
     params: Params,
     observations: Any,
     a_tm1: ArrayLike,
+    *,
     r_t: ArrayLike,
     discount_t: ArrayLike,
     tau: ArrayLike,
-    *,
     n: int = 5,
     log_prior: Moving | None = None,
     cut_t: ArrayLike | None = None,
@@ -182,15 +182,15 @@ def check_equivalence(
         else:
             q = _checks.floating(name, "network_fn(params, observations)", out)
             v, log_pi = boltzmann.soft_value(q, tau, prior), boltzmann.log_policy(q, tau, prior)
-        _checks.states(name, "network_fn(params, observations)", log_pi, a_tm1)
+        _checks.states(name, "network_fn(params, observations)", log_pi, "a_tm1", a_tm1)
         prior = boltzmann.log_prior_of(prior, log_pi.shape[-1])
         prior = jnp.broadcast_to(prior, log_pi.shape)
         return _Heads(v, log_pi, q, boltzmann.kl_to_prior(log_pi, prior), prior)
 
     now = jax.lax.stop_gradient(heads(params))
-    delta_t = returns.td_errors(r_t, discount_t, now.v[:-1], now.v[1:], now.kl[:-1], tau)
-    advantage_t = returns.n_step_advantages(delta_t, discount_t, n, cut_t)
-    soft_target = returns.soft_q_targets(advantage_t, now.v[:-1], now.kl[:-1], tau)
+    soft_target = returns.n_step_soft_q_targets(
+        now.v, now.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+    )
     target_of = _as_function(soft_target if target is None else target)
     tau_kl = tau * now.kl[:-1]
     value_target_of = _as_function(
@@ -206,7 +206,9 @@ def check_equivalence(
     def policy_gradient(p: Params, a: Array) -> Array:
         at = heads(p)
         delta = target_of(p) - now.v[:-1] - tau_kl
-        policy = losses.policy_gradient_loss(at.log_pi[:-1], a, delta, tau, at.log_prior[:-1])
+        policy = losses.policy_gradient_loss(
+            at.log_pi[:-1], a, delta, tau=tau, log_prior=at.log_prior[:-1]
+        )
         return tau * policy + 0.5 * jnp.square(at.v[:-1] - value_target_of(p))
 
     def sampled(loss: _Loss) -> Params:

@@ -57,6 +57,7 @@ def policy_gradient_loss(
     log_pi_tm1: ArrayLike,
     a_tm1: ArrayLike,
     advantage_t: ArrayLike,
+    *,
     tau: ArrayLike,
     log_prior: ArrayLike | None = None,
 ) -> Array:
@@ -114,6 +115,7 @@ def a2c_loss(
     v_tm1: ArrayLike,
     log_pi_tm1: ArrayLike,
     a_tm1: ArrayLike,
+    *,
     target_t: ArrayLike,
     tau: ArrayLike,
     value_coef: ArrayLike = 0.5,
@@ -140,26 +142,55 @@ def a2c_loss(
     Returns:
       [T, ...].
     """
-    name = "a2c_loss"
-    kl = _fixed(name, "kl", boltzmann.kl_to_prior(log_pi_tm1, log_prior))
-    args = _checks.sequences(
-        name,
-        v_tm1=v_tm1,
-        target_t=_fixed(name, "target_t", target_t),
-        kl=kl,
+    kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
+    return actor_critic_loss(
+        "a2c_loss",
+        v_tm1,
+        log_pi_tm1,
+        a_tm1,
+        target_t=target_t,
+        target_kl_tm1=kl,
+        kl_tm1=kl,
         tau=tau,
         value_coef=value_coef,
     )
-    v, target, kl, temperature, c = args.arrays
-    value_target = target - temperature * kl
-    policy = policy_gradient_loss(log_pi_tm1, a_tm1, value_target - v, tau, log_prior)
-    return (policy + c * value_loss(v, value_target)).astype(args.dtype)
+
+
+def actor_critic_loss(
+    function: str,
+    v_tm1: ArrayLike,
+    log_pi_tm1: ArrayLike,
+    a_tm1: ArrayLike,
+    *,
+    target_t: ArrayLike,
+    target_kl_tm1: ArrayLike,
+    kl_tm1: ArrayLike,
+    tau: ArrayLike,
+    value_coef: ArrayLike,
+) -> Array:
+    """`a2c_loss` of KLs that are known: of the policy, and of the first state in the target."""
+    _checks.at_least(function, "tau", tau, 0.0)
+    args = _checks.sequences(
+        function,
+        v_tm1=v_tm1,
+        log_pi_a=_take(function, "log_pi_tm1", log_pi_tm1, a_tm1),
+        target_t=_fixed(function, "target_t", target_t),
+        target_kl=_fixed(function, "target_kl", target_kl_tm1),
+        kl=kl_tm1,
+        tau=tau,
+        value_coef=value_coef,
+    )
+    v, log_pi_a, target, target_kl, kl, temperature, c = args.arrays
+    value_target = jax.lax.stop_gradient(target - temperature * target_kl)
+    policy = temperature * kl - log_pi_a * jax.lax.stop_gradient(value_target - v)
+    return (policy + c * (0.5 * jnp.square(v - value_target))).astype(args.dtype)
 
 
 def tied_soft_q_loss(
     v_tm1: ArrayLike,
     log_pi_tm1: ArrayLike,
     a_tm1: ArrayLike,
+    *,
     target_t: ArrayLike,
     tau: ArrayLike,
     value_coef: ArrayLike = 0.5,
@@ -195,29 +226,30 @@ def tied_soft_q_loss(
 def damped_soft_q_loss(
     q_tm1: ArrayLike,
     a_tm1: ArrayLike,
-    q_old_tm1: ArrayLike,
     target_t: ArrayLike,
-    damping: ArrayLike,
+    *,
+    q_old_tm1: ArrayLike,
+    epsilon: ArrayLike,
 ) -> Array:
     """Squared error to a target between the old value and the backed-up one.
 
         L_t = ½ (Q(s_t,a_t) − [(1−ε) Q_old(s_t,a_t) + ε y_t])²                         (74)-(77)
 
     A Gauss-Newton step on it with V frozen is a natural policy gradient step of size ε/τ. One
-    plain gradient step at θ_old is merely ε times the undamped one: damping matters to a solve.
+    plain gradient step at θ_old is merely ε times the undamped one: ε matters to a solve.
 
     Args:
       q_tm1: action values [T, ..., A].
       a_tm1: actions [T, ...].
-      q_old_tm1: action values before the update, held fixed, [T, ..., A].
       target_t: y, held fixed, [T, ...].
-      damping: ε in [0, 1], the share of the new target; 1 is `soft_q_loss`.
+      q_old_tm1: action values before the update, held fixed, [T, ..., A].
+      epsilon: ε in [0, 1], the share of the new target; 1 is `soft_q_loss`.
 
     Returns:
       [T, ...].
     """
     name = "damped_soft_q_loss"
-    _checks.at_least(name, "damping", damping, 0.0)
+    _checks.at_least(name, "epsilon", epsilon, 0.0)
     q = _take(name, "q_tm1", q_tm1, a_tm1)
     old = _take(name, "q_old_tm1", _fixed(name, "q_old_tm1", q_old_tm1), a_tm1)
     args = _checks.sequences(
@@ -225,7 +257,7 @@ def damped_soft_q_loss(
         q_tm1=q,
         q_old=old,
         target_t=_fixed(name, "target_t", target_t),
-        damping=damping,
+        epsilon=epsilon,
     )
     q, old, target, share = args.arrays
     return _half_square(name, q=q, target=(1 - share) * old + share * target).astype(args.dtype)
@@ -234,8 +266,9 @@ def damped_soft_q_loss(
 def natural_regression_loss(
     log_pi_tm1: ArrayLike,
     a_tm1: ArrayLike,
-    log_pi_old_tm1: ArrayLike,
     advantage_t: ArrayLike,
+    *,
+    log_pi_old_tm1: ArrayLike,
     tau: ArrayLike,
     step_size: ArrayLike,
     log_prior: ArrayLike | None = None,
@@ -251,8 +284,8 @@ def natural_regression_loss(
     Args:
       log_pi_tm1: log-probabilities [T, ..., A].
       a_tm1: actions [T, ...].
-      log_pi_old_tm1: log-probabilities before the update, held fixed, [T, ..., A].
       advantage_t: Δ, held fixed, [T, ...].
+      log_pi_old_tm1: log-probabilities before the update, held fixed, [T, ..., A].
       tau: temperature τ ≥ 0, a scalar or [T, ...].
       step_size: α, the length of the natural gradient step.
       log_prior: log π̄, broadcasting against `log_pi_tm1`; `None` is uniform, `0.0` counting.
@@ -287,6 +320,7 @@ def path_consistency_loss(
     v_tm1: ArrayLike,
     log_pi_tm1: ArrayLike,
     a_tm1: ArrayLike,
+    *,
     r_t: ArrayLike,
     discount_t: ArrayLike,
     v_t: ArrayLike,
@@ -325,14 +359,15 @@ def path_consistency_loss(
     name = "path_consistency_loss"
     _checks.at_least(name, "tau", tau, 0.0)
     _, log_ratio = _log_ratio(name, log_pi_tm1, a_tm1, log_prior)
-    errors = returns.td_errors(r_t, discount_t, v_tm1, v_t, log_ratio, tau)
-    return 0.5 * jnp.square(returns.n_step_advantages(errors, discount_t, n, cut_t))
+    errors = returns.td_errors(v_tm1, r_t, discount_t, v_t=v_t, kl_tm1=log_ratio, tau=tau)
+    return 0.5 * jnp.square(returns.n_step_advantages(errors, discount_t, n=n, cut_t=cut_t))
 
 
 def pgq_loss(
     v_tm1: ArrayLike,
     log_pi_tm1: ArrayLike,
     a_tm1: ArrayLike,
+    *,
     return_t: ArrayLike,
     backup_t: ArrayLike,
     tau: ArrayLike,

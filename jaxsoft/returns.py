@@ -32,6 +32,7 @@ __all__ = [
     "VTrace",
     "lambda_advantages",
     "n_step_advantages",
+    "n_step_soft_q_targets",
     "one_step_targets",
     "retrace_coefficients",
     "soft_q_targets",
@@ -43,9 +44,10 @@ __all__ = [
 
 
 def td_errors(
+    v_tm1: ArrayLike,
     r_t: ArrayLike,
     discount_t: ArrayLike,
-    v_tm1: ArrayLike,
+    *,
     v_t: ArrayLike,
     kl_tm1: ArrayLike,
     tau: ArrayLike,
@@ -55,12 +57,12 @@ def td_errors(
         δ_t = r_t − τKL_t + γ V(s_{t+1}) − V(s_t)                                          (36)
 
     With `kl_tm1 = 0.0` they are the plain errors, on which the naive policy gradient (79) rests;
-    with a sampled log-ratio in its place, those of path consistency (90).
+    with a sampled log-ratio instead, those of path consistency (90).
 
     Args:
+      v_tm1: values of the transitions' starts [T, ...].
       r_t: rewards [T, ...].
       discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
-      v_tm1: values of the transitions' starts [T, ...].
       v_t: values of the transitions' ends [T, ...].
       kl_tm1: KL[π‖π̄] at the starts [T, ...] or a scalar.
       tau: temperature τ ≥ 0, a scalar or [T, ...].
@@ -71,14 +73,14 @@ def td_errors(
     name = "td_errors"
     _checks.at_least(name, "tau", tau, 0.0)
     args = _checks.sequences(
-        name, r_t=r_t, discount_t=discount_t, v_tm1=v_tm1, v_t=v_t, kl_tm1=kl_tm1, tau=tau
+        name, v_tm1=v_tm1, r_t=r_t, discount_t=discount_t, v_t=v_t, kl_tm1=kl_tm1, tau=tau
     )
-    r, discount, v_start, v_end, kl, temperature = args.arrays
+    v_start, r, discount, v_end, kl, temperature = args.arrays
     return (r - temperature * kl + discount * v_end - v_start).astype(args.dtype)
 
 
 def n_step_advantages(
-    delta_t: ArrayLike, discount_t: ArrayLike, n: int, cut_t: ArrayLike | None = None
+    delta_t: ArrayLike, discount_t: ArrayLike, *, n: int, cut_t: ArrayLike | None = None
 ) -> Array:
     """n-step advantages: a sliding window over the errors.
 
@@ -106,7 +108,11 @@ def n_step_advantages(
 
 
 def lambda_advantages(
-    delta_t: ArrayLike, discount_t: ArrayLike, lambda_: ArrayLike, cut_t: ArrayLike | None = None
+    delta_t: ArrayLike,
+    discount_t: ArrayLike,
+    *,
+    lambda_: ArrayLike,
+    cut_t: ArrayLike | None = None,
 ) -> Array:
     """TD(λ) advantages (generalised advantage estimation with KL terms inside δ).
 
@@ -134,7 +140,7 @@ def lambda_advantages(
 
 
 def soft_q_targets(
-    advantage_t: ArrayLike, v_tm1: ArrayLike, kl_tm1: ArrayLike, tau: ArrayLike
+    advantage_t: ArrayLike, v_tm1: ArrayLike, kl_tm1: ArrayLike, *, tau: ArrayLike
 ) -> Array:
     """Soft Q targets of any advantage estimate.
 
@@ -159,10 +165,46 @@ def soft_q_targets(
     return (value + temperature * kl + advantage).astype(args.dtype)
 
 
+def n_step_soft_q_targets(
+    v: ArrayLike,
+    kl: ArrayLike,
+    r_t: ArrayLike,
+    *,
+    discount_t: ArrayLike,
+    tau: ArrayLike,
+    n: int,
+    cut_t: ArrayLike | None = None,
+) -> Array:
+    """n-step soft Q targets of a rollout whose states follow each other.
+
+        y_t = V(s_t) + τKL_t + Σ_{d=0}^{n−1} γ^d δ_{t+d},   δ of (36)                  (46), (47)
+
+    Args:
+      v: values at the T + 1 states [T+1, ...].
+      kl: KL[π‖π̄] at the T + 1 states [T+1, ...], or a scalar; the last one is not used.
+      r_t: rewards [T, ...].
+      discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
+      tau: temperature τ ≥ 0, a scalar or [T, ...].
+      n: static number of steps to the bootstrap; any n ≥ T is the whole rollout.
+      cut_t: 1 or True where sums stop after that transition, [T, ...].
+
+    Returns:
+      [T, ...].
+    """
+    name = "n_step_soft_q_targets"
+    v = _checks.states(name, "v", v, "r_t", r_t)
+    if jnp.ndim(kl):
+        kl = _checks.states(name, "kl", kl, "r_t", r_t)[:-1]
+    delta_t = td_errors(v[:-1], r_t, discount_t, v_t=v[1:], kl_tm1=kl, tau=tau)
+    advantage_t = n_step_advantages(delta_t, discount_t, n=n, cut_t=cut_t)
+    return soft_q_targets(advantage_t, v[:-1], kl, tau=tau)
+
+
 def one_step_targets(
     r_t: ArrayLike,
     discount_t: ArrayLike,
     q_t: ArrayLike,
+    *,
     tau: ArrayLike,
     log_prior: ArrayLike | None = None,
 ) -> Array:
@@ -199,6 +241,7 @@ def trace_targets(
     q_tm1: ArrayLike,
     r_t: ArrayLike,
     discount_t: ArrayLike,
+    *,
     v_t: ArrayLike,
     trace_tm1: ArrayLike,
     cut_t: ArrayLike | None = None,
@@ -210,7 +253,7 @@ def trace_targets(
     with V the soft state value of the target policy (`soft_value`, or `policy_value`). The
     coefficients choose the method: `retrace_coefficients`, `tree_backup_coefficients`, λ itself
     (soft Q(λ)), λπ/μ (importance sampling), 0 (one step, (45)). On policy with c = 1 the soft
-    returns appear with the sampled log-ratio in the place of each KL.
+    returns appear with the sampled log-ratio instead of each KL.
 
     Args:
       q_tm1: values of the actions taken Q(s_t,a_t) [T, ...].
@@ -238,7 +281,7 @@ def trace_targets(
     return (q + errors).astype(args.dtype)
 
 
-def retrace_coefficients(log_rho_tm1: ArrayLike, lambda_: ArrayLike = 1.0) -> Array:
+def retrace_coefficients(log_rho_tm1: ArrayLike, *, lambda_: ArrayLike = 1.0) -> Array:
     """Retrace(λ): c_t = λ min(1, π(a_t|s_t)/μ(a_t|s_t)).
 
     Args:
@@ -253,7 +296,7 @@ def retrace_coefficients(log_rho_tm1: ArrayLike, lambda_: ArrayLike = 1.0) -> Ar
     return (decay * jnp.exp(jnp.minimum(log_rho, 0))).astype(args.dtype)
 
 
-def tree_backup_coefficients(log_pi_a_tm1: ArrayLike, lambda_: ArrayLike = 1.0) -> Array:
+def tree_backup_coefficients(log_pi_a_tm1: ArrayLike, *, lambda_: ArrayLike = 1.0) -> Array:
     """Tree backup(λ): c_t = λ π(a_t|s_t), which needs no behaviour probabilities.
 
     Args:
@@ -284,9 +327,9 @@ def v_trace(
     delta_t: ArrayLike,
     discount_t: ArrayLike,
     log_rho_tm1: ArrayLike,
+    *,
     lambda_: ArrayLike = 1.0,
     cut_t: ArrayLike | None = None,
-    *,
     clip_rho: ArrayLike = 1.0,
     clip_c: ArrayLike = 1.0,
 ) -> VTrace:

@@ -80,8 +80,8 @@ def n_step_targets(
         return jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
 
     gamma = window.discount(discount)
-    delta = returns.td_errors(window.reward, gamma, starts(v), v, starts(kl), tau)
-    return returns.n_step_advantages(delta, gamma, len(delta), window.cut)[0]
+    delta = returns.td_errors(starts(v), window.reward, gamma, v_t=v, kl_tm1=starts(kl), tau=tau)
+    return returns.n_step_advantages(delta, gamma, n=len(delta), cut_t=window.cut)[0]
 
 
 def learner(

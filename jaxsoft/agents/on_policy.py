@@ -104,9 +104,15 @@ def completed(out: Any, objective: Objective) -> Heads:
 
 def soft_targets(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """n-step soft Q targets y [T, N], (47)."""
-    kl = jaxsoft.kl_to_prior(at.log_pi[:-1], objective.log_prior)
-    advantage = _advantages(at, rollout, objective, kl)
-    return jaxsoft.soft_q_targets(advantage, at.v[:-1], kl, objective.tau)
+    return jaxsoft.n_step_soft_q_targets(
+        at.v,
+        jaxsoft.kl_to_prior(at.log_pi, objective.log_prior),
+        rollout.reward,
+        discount_t=rollout.discount(objective.discount),
+        tau=objective.tau,
+        n=objective.n,
+        cut_t=rollout.cut,
+    )
 
 
 def a2c(at: Heads, rollout: Rollout, objective: Objective) -> Array:
@@ -116,10 +122,10 @@ def a2c(at: Heads, rollout: Rollout, objective: Objective) -> Array:
         at.v[:-1],
         at.log_pi[:-1],
         rollout.action,
-        target,
-        objective.tau,
-        objective.value_coef,
-        objective.log_prior,
+        target_t=target,
+        tau=objective.tau,
+        value_coef=objective.value_coef,
+        log_prior=objective.log_prior,
     )
 
 
@@ -130,22 +136,22 @@ def soft_q(at: Heads, rollout: Rollout, objective: Objective) -> Array:
         at.v[:-1],
         at.log_pi[:-1],
         rollout.action,
-        target,
-        objective.tau,
-        objective.value_coef,
-        objective.log_prior,
+        target_t=target,
+        tau=objective.tau,
+        value_coef=objective.value_coef,
+        log_prior=objective.log_prior,
     )
 
 
 def a2c_naive(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Advantage actor-critic with an entropy bonus outside the return, (79)."""
-    return jaxsoft.naive_policy_gradient(
+    return jaxsoft.naive_actor_critic(
         at.v,
         at.log_pi,
         rollout.action,
-        rollout.reward,
-        rollout.discount(objective.discount),
-        objective.tau,
+        r_t=rollout.reward,
+        discount_t=rollout.discount(objective.discount),
+        tau=objective.tau,
         n=objective.n,
         value_coef=objective.value_coef,
         log_prior=objective.log_prior,
@@ -165,13 +171,13 @@ def pcl(at: Heads, rollout: Rollout, objective: Objective) -> Array:
         at.v[:-1],
         at.log_pi[:-1],
         rollout.action,
-        rollout.reward,
-        rollout.discount(objective.discount),
-        at.v[1:],
-        objective.tau,
-        objective.n,
-        objective.log_prior,
-        rollout.cut,
+        r_t=rollout.reward,
+        discount_t=rollout.discount(objective.discount),
+        v_t=at.v[1:],
+        tau=objective.tau,
+        n=objective.n,
+        log_prior=objective.log_prior,
+        cut_t=rollout.cut,
     )
 
 
@@ -181,15 +187,15 @@ def pgq(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     returns = at.v[:-1] + _advantages(at, rollout, objective, kl[:-1])
     centred = at.q - objective.tau * kl[..., None]
     backups = jaxsoft.one_step_targets(
-        rollout.reward, rollout.discount(objective.discount), centred[1:], 0.0
+        rollout.reward, rollout.discount(objective.discount), centred[1:], tau=0.0
     )
     return losses.pgq_loss(
         at.v[:-1],
         at.log_pi[:-1],
         rollout.action,
-        returns,
-        backups,
-        objective.tau,
+        return_t=returns,
+        backup_t=backups,
+        tau=objective.tau,
         value_coef=objective.value_coef,
         log_prior=objective.log_prior,
     )
@@ -376,13 +382,15 @@ def learner(
 
 
 def _sampled(at: Heads, keys: Array) -> Array:
-    return jax.vmap(jaxsoft.sample_actions)(keys, at.log_pi)
+    return jaxsoft.sample_actions(keys, at.log_pi)
 
 
 def _advantages(at: Heads, rollout: Rollout, objective: Objective, kl: Array) -> Array:
     discount = rollout.discount(objective.discount)
-    delta = jaxsoft.td_errors(rollout.reward, discount, at.v[:-1], at.v[1:], kl, objective.tau)
-    return jaxsoft.n_step_advantages(delta, discount, objective.n, rollout.cut)
+    delta = jaxsoft.td_errors(
+        at.v[:-1], rollout.reward, discount, v_t=at.v[1:], kl_tm1=kl, tau=objective.tau
+    )
+    return jaxsoft.n_step_advantages(delta, discount, n=objective.n, cut_t=rollout.cut)
 
 
 def _mean(x: Array, weight: Array) -> Array:
