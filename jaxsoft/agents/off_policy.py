@@ -1,4 +1,4 @@
-"""Off-policy learner: Q-learning from replay, hard or soft, one step or n.
+"""Off-policy agent: Q-learning from replay, hard or soft, one step or n.
 
 The three lines of the paper's §6.2 differ in τ and π̄ alone:
 
@@ -15,7 +15,7 @@ are those of openai/baselines' DQN for Atari in 2017.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,26 +25,30 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, returns
-from jaxsoft.agents import replay
-from jaxsoft.agents.base import Learner, Metrics, NetworkFn, Params, Trained, descend
-from jaxsoft.training.collect import Rollout
+from jaxsoft.agents import replay, temperature
+from jaxsoft.agents._descent import Trained, descend
+from jaxsoft.agents.base import Agent, Metrics, NetworkFn, Params, Rollout, mean
 
-__all__ = ["State", "learner", "n_step_targets"]
+__all__ = ["State", "agent", "n_step_targets"]
 
 
 class State(NamedTuple):
-    """All that an off-policy learner knows.
+    """All that an off-policy agent knows.
 
     Attributes:
-      trained: parameters and their optimiser's state.
+      params: of the network.
+      optimiser: its state.
       target_params: parameters of the target network.
-      replay: the ring.
+      temperature: the state of a `temperature.Temperature`.
+      replay: the ring, or `None` where it was left out.
       steps: environment steps so far, uint32 [].
     """
 
-    trained: Trained
+    params: Params
+    optimiser: Any
     target_params: Params
-    replay: replay.Replay
+    temperature: Any
+    replay: replay.Replay | None
     steps: Array
 
 
@@ -73,42 +77,47 @@ def n_step_targets(
     Returns:
       [B].
     """
-    v = boltzmann.soft_value(q_t, tau, log_prior)
-    kl = boltzmann.kl_to_prior(boltzmann.log_policy(q_t, tau, log_prior), log_prior)
+    v, kl = boltzmann.value_and_kl(q_t, tau, log_prior)
 
-    def starts(x: Array) -> Array:
-        return jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
+    def states(x: ArrayLike) -> ArrayLike:
+        """With a state before them, which cancels."""
+        return jnp.concatenate([jnp.zeros_like(x[:1]), x]) if isinstance(x, Array) else x
 
-    gamma = window.discount(discount)
-    delta = returns.td_errors(starts(v), window.reward, gamma, v_t=v, kl_tm1=starts(kl), tau=tau)
-    return returns.n_step_advantages(delta, gamma, n=len(delta), cut_t=window.cut)[0]
+    return returns.n_step_soft_q_targets(
+        states(v),
+        states(kl),
+        window.reward,
+        discount_t=discount * window.discount,
+        tau=tau,
+        n=len(window.reward),
+        cut_t=window.cut,
+    )[0]
 
 
-def learner(
+def agent(
     network: NetworkFn,
     init_params: Callable[[Array], Params],
     *,
     optimiser: optax.GradientTransformation,
     epsilon: Callable[[Array], ArrayLike],
     num_envs: int,
-    observation_shape: Sequence[int],
-    observation_dtype: Any,
+    observation: Any,
     stack: int = 1,
     capacity: int = 1_000_000,
     batch_size: int = 32,
     discount: ArrayLike = 0.99,
-    tau: ArrayLike = 0.1,
+    tau: Any = 0.1,
     log_prior: ArrayLike | None = None,
     n: int = 1,
     learning_starts: int = 10_000,
-    steps_per_update: int = 4,
+    steps_per_gradient: int = 4,
     target_period: int = 10_000,
     loss: Callable[[Array, Array, Array], Array] = losses.soft_q_loss,
-) -> Learner:
-    """A learner that acts ε-greedily and takes gradient steps on samples from its replay.
+) -> Agent:
+    """An agent that acts ε-greedily and takes gradient steps on samples from its replay.
 
-    A rollout of T steps brings T·N / `steps_per_update` gradient steps, the k-th of them at
-    environment step k · `steps_per_update` of the rollout. ε goes by the steps of finished
+    A rollout of T steps brings T·N / `steps_per_gradient` gradient steps, the k-th of them at
+    environment step k · `steps_per_gradient` of the rollout. ε goes by the steps of finished
     rollouts, the beginning of learning by the transitions in the replay: a run that is resumed
     with an empty one fills it first.
 
@@ -119,31 +128,32 @@ def learner(
       epsilon: environment steps -> ε, such as Optax's schedules; the reference's goes linearly
         from 1 to 0.01 over the first tenth of the steps. Masks in `log_prior` do not bind it.
       num_envs: N.
-      observation_shape: of one observation, *O.
-      observation_dtype: of observations.
+      observation: anything with the shape and dtype of one, such as a `jax.ShapeDtypeStruct`.
       stack: C, where observations are stacks of frames; see `replay.init`.
       capacity: transitions in the replay.
       batch_size: B, windows a gradient step.
       discount: γ.
-      tau: temperature τ ≥ 0.
+      tau: temperature τ ≥ 0, a number, a schedule or a `temperature.Temperature`.
       log_prior: log π̄, broadcasting against q; `None` is uniform, `0.0` counting.
       n: steps to the bootstrap. Actions within it are not corrected for being off-policy.
       learning_starts: transitions in the replay before the first gradient step; at most as many
         as it holds.
-      steps_per_update: environment steps a gradient step.
+      steps_per_gradient: environment steps for each gradient step.
       target_period: environment steps between refreshments of the target network; it takes over
         the parameters when the count of steps meets, or has just passed, a multiple.
       loss: (q [B, A], actions [B], targets [B]) -> [B].
 
     Returns:
-      A `Learner`. Beyond 2³² environment steps the count starts again.
+      An `Agent`, whose state is a `State`. Beyond 2³² environment steps the count starts again.
     """
-    name = "off_policy.learner"
+    name = "off_policy.agent"
     n = _checks.count(name, "n", n)
     batch_size = _checks.count(name, "batch_size", batch_size)
-    steps_per_update = _checks.count(name, "steps_per_update", steps_per_update)
+    steps_per_gradient = _checks.count(name, "steps_per_gradient", steps_per_gradient)
     target_period = _checks.count(name, "target_period", target_period)
-    _checks.at_least(name, "tau", tau, 0.0)
+    source = temperature.of(tau)
+    if not callable(tau) and not isinstance(tau, temperature.Temperature):
+        _checks.at_least(name, "tau", tau, 0.0)
     _checks.at_least(name, "learning_starts", learning_starts, 0)
 
     def epsilon_at(steps: Array) -> Array:
@@ -152,95 +162,126 @@ def learner(
 
     def init(key: Array) -> State:
         params = init_params(key)
-        ring = replay.init(capacity, num_envs, observation_shape, observation_dtype, stack=stack)
+        action = jax.ShapeDtypeStruct((), jnp.int32)
         return State(
-            trained=Trained(params, optimiser.init(params)),
+            params=params,
+            optimiser=optimiser.init(params),
             # A copy, since the state is to be donated and no buffer can be twice.
             target_params=jax.tree.map(jnp.copy, params),
-            replay=ring,
+            temperature=source.init(),
+            replay=replay.init(capacity, num_envs, observation, action, stack=stack),
             steps=jnp.zeros((), jnp.uint32),
         )
 
-    def act(state: State, observation: Array, keys: Array) -> Array:
-        q = network(state.trained.params, observation)
+    def best(state: State, observation: Array) -> tuple[Array, int]:
+        q = network(state.params, observation)
+        return jnp.argmax(q, axis=-1).astype(jnp.int32), q.shape[-1]
+
+    def act(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, None]:
+        greedy_action, num_actions = best(state, observation)
         rate = epsilon_at(state.steps)
 
-        def choose(key: Array, greedy: Array) -> Array:
+        def choose(key: Array, greedy_action: Array) -> Array:
             coin, die = jax.random.split(key)
-            random = jax.random.randint(die, (), 0, q.shape[-1], jnp.int32)
-            return jnp.where(jax.random.uniform(coin) < rate, random, greedy)
+            random = jax.random.randint(die, (), 0, num_actions, jnp.int32)
+            return jnp.where(jax.random.uniform(coin) < rate, random, greedy_action)
 
-        return jax.vmap(choose)(keys, jnp.argmax(q, axis=-1).astype(jnp.int32))
+        return jax.vmap(choose)(key, greedy_action), carry, None
 
-    def gradient_step(trained: Trained, target_params: Params, window: Rollout) -> Any:
-        q_t = network(target_params, window.observation[1:])
-        target = n_step_targets(q_t, window, discount=discount, tau=tau, log_prior=log_prior)
+    def greedy(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, None]:
+        del key
+        return best(state, observation)[0], carry, None
+
+    def gradient_step(learned: _Learned, window: Rollout) -> tuple[_Learned, dict[str, Array]]:
+        now = source.value(learned.temperature)
+        q_t = network(learned.target_params, window.observation[1:])
+        target = n_step_targets(q_t, window, discount=discount, tau=now, log_prior=log_prior)
         action, weight = window.action[0], window.weight[0]
-
-        def mean(x: Array) -> Array:
-            return jnp.sum(weight * x) / jnp.maximum(jnp.sum(weight), 1)
 
         def mean_loss(params: Params) -> tuple[Array, Array]:
             q = network(params, window.observation[0])
-            return mean(loss(q, action, target)), q
+            return mean(loss(q, action, target), weight), q
 
-        (value, q), gradients = jax.value_and_grad(mean_loss, has_aux=True)(trained.params)
-        trained, step = descend(optimiser, trained, gradients)
-        taken, log_pi = losses.take_action(q, action), boltzmann.log_policy(q, tau, log_prior)
-        metrics = {
+        params = learned.trained.params
+        (value, q), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        trained, step = descend(optimiser, learned.trained, gradients)
+        taken, log_pi = losses.take_action(q, action), boltzmann.log_policy(q, now, log_prior)
+        per_window = {
             "td_error": jnp.abs(target - taken),
             "q": taken,
-            "value": boltzmann.soft_value(q, tau, log_prior),
+            "value": boltzmann.soft_value(q, now, log_prior),
             "entropy": -boltzmann.kl_to_prior(log_pi, 0.0),
             "kl": boltzmann.kl_to_prior(log_pi),
         }
-        return trained, {"loss": value} | {k: mean(x) for k, x in metrics.items()} | step
+        cooled = source.update(
+            learned.temperature, mean(boltzmann.kl_to_prior(log_pi, log_prior), weight)
+        )
+        means = {"loss": value} | {k: mean(x, weight) for k, x in per_window.items()} | step
+        return learned._replace(trained=trained, temperature=cooled), means
 
     def update(state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
+        assert state.replay is not None, "an agent that has forgotten its replay cannot learn"
         ring = replay.add(state.replay, rollout)
-        updates = _updates(rollout, steps_per_update)
-        offsets = steps_per_update * jnp.arange(1, updates + 1, dtype=jnp.uint32)
+        updates = _updates(rollout, steps_per_gradient)
+        offsets = steps_per_gradient * jnp.arange(1, updates + 1, dtype=jnp.uint32)
         steps = state.steps + offsets[-1]
 
-        def learn_once(carry: tuple[Trained, Params], now: tuple[Array, Array]) -> Any:
-            (trained, target_params), (key, step) = carry, now
+        def learn_once(learned: _Learned, now: tuple[Array, Array]) -> Any:
+            key, step = now
             window = replay.sample(ring, key, batch_size, n, stack=stack)
-            trained, metrics = gradient_step(trained, target_params, window)
-            due = step % target_period < steps_per_update
+            learned, means = gradient_step(learned, window)
+            due = step % target_period < steps_per_gradient
             target_params = jax.tree.map(
-                lambda new, old: jnp.where(due, new, old), trained.params, target_params
+                lambda new, old: jnp.where(due, new, old),
+                learned.trained.params,
+                learned.target_params,
             )
-            return (trained, target_params), metrics
+            return learned._replace(target_params=target_params), means
 
-        def learn(carry: tuple[Trained, Params]) -> tuple[tuple[Trained, Params], Metrics]:
+        def learn(learned: _Learned) -> tuple[_Learned, dict[str, Array]]:
             keys = jax.random.split(key, updates)
-            carry, metrics = jax.lax.scan(learn_once, carry, (keys, state.steps + offsets))
-            return carry, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+            learned, means = jax.lax.scan(learn_once, learned, (keys, state.steps + offsets))
+            return learned, jax.tree.map(lambda x: jnp.sum(x, axis=0), means)
 
-        def wait(carry: tuple[Trained, Params]) -> tuple[tuple[Trained, Params], Metrics]:
-            shapes = jax.eval_shape(learn, carry)[1]
-            return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        def wait(learned: _Learned) -> tuple[_Learned, dict[str, Array]]:
+            shapes = jax.eval_shape(learn, learned)[1]
+            return learned, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         # The ring only goes in: under `vmap` both branches are taken and what comes out selected.
         held = ring.filled * num_envs >= min(learning_starts, capacity // num_envs * num_envs)
         ready = held & (replay.num_starts(ring, n, stack=stack) > 0)
-        (trained, target_params), metrics = jax.lax.cond(
-            ready, learn, wait, (state.trained, state.target_params)
+        trained = Trained(state.params, state.optimiser)
+        learned, sums = jax.lax.cond(
+            ready, learn, wait, _Learned(trained, state.target_params, state.temperature)
         )
-        metrics |= {"epsilon": epsilon_at(state.steps), "updates": jnp.where(ready, updates, 0.0)}
-        return State(trained, target_params, ring, steps), metrics
+        count = jnp.where(ready, updates, 0.0)
+        sums["epsilon"] = epsilon_at(state.steps) * count
+        params, optimised = learned.trained
+        state = State(params, optimised, learned.target_params, learned.temperature, ring, steps)
+        return state, Metrics(sums, count)
 
-    return Learner(init, act, update)
+    def forget(state: State) -> State:
+        return state._replace(replay=None)
+
+    return Agent(init, act, update, greedy, forget=forget)
 
 
-def _updates(rollout: Rollout, steps_per_update: int) -> int:
+class _Learned(NamedTuple):
+    """What gradient steps change."""
+
+    trained: Trained
+    target_params: Params
+    temperature: Any
+
+
+def _updates(rollout: Rollout, steps_per_gradient: int) -> int:
     length, num_envs = rollout.action.shape
-    updates, rest = divmod(length * num_envs, steps_per_update)
+    updates, rest = divmod(length * num_envs, steps_per_gradient)
     if rest or not updates:
         raise _checks.fail(
-            "off_policy.learner",
-            f"rollouts of {length} x {num_envs} steps, {steps_per_update} to a gradient step",
+            "off_policy.agent",
+            f"rollouts of {length} x {num_envs} steps, {steps_per_gradient} to a gradient step",
             "a whole number of gradient steps a rollout",
-            f"Choose T so that `steps_per_update` divides T * {num_envs}, or change the former.",
+            f"Choose T so that `steps_per_gradient` divides T * {num_envs}, or change the former.",
         )
     return updates

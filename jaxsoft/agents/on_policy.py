@@ -1,13 +1,13 @@
-"""On-policy learners: one actor, one learner, and the algorithms as short functions.
+"""On-policy agents: one actor, one update a rollout, and the algorithms as short functions.
 
 An algorithm is a function from what the network says at a rollout's T + 1 states, and the rollout,
-to per-step losses [T, N]. Policy gradient and soft Q-learning differ in one line of it:
+to per-step losses [T, N]. Policy gradient and soft Q-learning differ in one name:
 
-    a2c      a2c_loss(v, log π, a, y, τ, c)
-    soft_q   tied_soft_q_loss(v, log π, a, y, τ, c)
+    a2c      jaxsoft.actor_critic(v, log π, a, …)
+    soft_q   jaxsoft.tied_soft_q(v, log π, a, …)
 
-with the same n-step soft targets y. The natural-gradient algorithms are not gradients of a loss;
-they are functions from parameters to a step. Either kind can be a function of your own.
+The natural-gradient algorithms of `agents.natural` are not gradients of a loss; they are functions
+from parameters to a direction. Either kind can be a function of your own.
 """
 
 from __future__ import annotations
@@ -19,30 +19,34 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 import jaxsoft
-from jaxsoft import _checks, losses
-from jaxsoft.agents import _reuse
-from jaxsoft.agents.base import Learner, Metrics, NetworkFn, Params, Trained, descend
-from jaxsoft.training.collect import Rollout
+from jaxsoft.agents import _reuse, temperature
+from jaxsoft.agents._descent import Trained, descend
+from jaxsoft.agents.base import Agent, Metrics, NetworkFn, Params, Rollout, mean
 
 __all__ = [
-    "ALGORITHMS",
-    "Gradient",
+    "Acted",
+    "Direction",
+    "Head",
     "Heads",
     "Objective",
+    "State",
     "StepLoss",
     "a2c",
     "a2c_naive",
-    "damped_q",
-    "gradient_of",
-    "heads",
-    "learner",
-    "natural_pg",
+    "actor_critic_head",
+    "agent",
+    "agent_along",
+    "direction_of",
     "nstep_soft_q",
     "pcl",
     "pgq",
+    "q_head",
     "soft_q",
+    "soft_targets",
+    "starts_of",
 ]
 
 
@@ -50,7 +54,7 @@ class Objective(NamedTuple):
     """What is maximised, E Σ γᵗ(r − τKL[π‖π̄]), and how its gradient is estimated.
 
     Attributes:
-      tau: τ.
+      tau: τ, a number; to `agent` also a schedule or a `temperature.Temperature`.
       discount: γ.
       n: steps to the bootstrap; any n ≥ T is the whole rollout.
       value_coef: c, the weight of the value loss.
@@ -58,20 +62,30 @@ class Objective(NamedTuple):
         [A], the same in every state.
     """
 
-    tau: jax.typing.ArrayLike = 0.01
-    discount: jax.typing.ArrayLike = 0.99
+    tau: Any = 0.01
+    discount: ArrayLike = 0.99
     n: int = 5
-    value_coef: jax.typing.ArrayLike = 0.5
-    log_prior: jax.typing.ArrayLike | None = None
+    value_coef: ArrayLike = 0.5
+    log_prior: ArrayLike | None = None
+
+    def on(self, rollout: Rollout) -> dict[str, Any]:
+        """The arguments that the library's algorithms share, of a rollout."""
+        return {
+            "discount_t": self.discount * rollout.discount,
+            "tau": self.tau,
+            "n": self.n,
+            "log_prior": self.log_prior,
+            "cut_t": rollout.cut,
+        }
 
 
 class Heads(NamedTuple):
-    """Value, policy and action values at the T + 1 states of a rollout, tied by (57).
+    """Value, policy and action values at the same states, tied by (57).
 
     Attributes:
-      v: [T+1, N].
-      log_pi: [T+1, N, A].
-      q: [T+1, N, A].
+      v: [..., N].
+      log_pi: [..., N, A].
+      q: [..., N, A].
     """
 
     v: Array
@@ -79,67 +93,55 @@ class Heads(NamedTuple):
     q: Array
 
 
+Head = Callable[[Any, Objective], Heads]
+"""(a network's output, objective) -> what it means."""
+
 StepLoss = Callable[[Heads, Rollout, Objective], Array]
-"""(heads, rollout, objective) -> losses [T, N]."""
-
-Gradient = Callable[[NetworkFn, Params, Rollout, Objective], tuple[Params, Metrics]]
-"""(network, params, rollout, objective) -> (a direction to descend, metrics)."""
+"""(heads at the T + 1 states, rollout, objective) -> losses [T, N]."""
 
 
-def heads(network: NetworkFn, params: Params, observation: Array, objective: Objective) -> Heads:
-    """What the network says, completed: Q from (V, π), or V and π from Q."""
-    return completed(network(params, observation), objective)
+def actor_critic_head(out: tuple[Array, Array], objective: Objective) -> Heads:
+    """Of a network (v [...], log_pi [..., A]): Q = V + τ log(π/π̄)."""
+    v, log_pi = out
+    return Heads(v, log_pi, jaxsoft.q_from_policy(v, log_pi, objective.tau, objective.log_prior))
 
 
-def completed(out: Any, objective: Objective) -> Heads:
-    """All of the heads from a network's output at the same states."""
+def q_head(out: Array, objective: Objective) -> Heads:
+    """Of a network q [..., A]: its soft value and its Boltzmann policy."""
     tau, log_prior = objective.tau, objective.log_prior
-    if isinstance(out, tuple):
-        v, log_pi = out
-        return Heads(v, log_pi, jaxsoft.q_from_policy(v, log_pi, tau, log_prior))
     return Heads(
         jaxsoft.soft_value(out, tau, log_prior), jaxsoft.log_policy(out, tau, log_prior), out
     )
 
 
-def soft_targets(at: Heads, rollout: Rollout, objective: Objective) -> Array:
-    """n-step soft Q targets y [T, N], (47)."""
-    return jaxsoft.n_step_soft_q_targets(
-        at.v,
-        jaxsoft.kl_to_prior(at.log_pi, objective.log_prior),
-        rollout.reward,
-        discount_t=rollout.discount(objective.discount),
-        tau=objective.tau,
-        n=objective.n,
-        cut_t=rollout.cut,
-    )
+def soft_targets(at: Heads, kl: Array, rollout: Rollout, objective: Objective) -> Array:
+    """n-step soft Q targets y [T, N], (47), of a KL at the T + 1 states."""
+    given = objective.on(rollout)
+    del given["log_prior"]
+    return jaxsoft.n_step_soft_q_targets(at.v, kl, rollout.reward, **given)
 
 
 def a2c(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Advantage actor-critic with the entropy in the return, (80), (84)-(86)."""
-    target = soft_targets(at, rollout, objective)
-    return losses.a2c_loss(
-        at.v[:-1],
-        at.log_pi[:-1],
+    return jaxsoft.actor_critic(
+        at.v,
+        at.log_pi,
         rollout.action,
-        target_t=target,
-        tau=objective.tau,
+        r_t=rollout.reward,
         value_coef=objective.value_coef,
-        log_prior=objective.log_prior,
+        **objective.on(rollout),
     )
 
 
 def soft_q(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Soft Q-learning on Q = V + τ log(π/π̄), scaled as A2C is, §6.3."""
-    target = soft_targets(at, rollout, objective)
-    return losses.tied_soft_q_loss(
-        at.v[:-1],
-        at.log_pi[:-1],
+    return jaxsoft.tied_soft_q(
+        at.v,
+        at.log_pi,
         rollout.action,
-        target_t=target,
-        tau=objective.tau,
+        r_t=rollout.reward,
         value_coef=objective.value_coef,
-        log_prior=objective.log_prior,
+        **objective.on(rollout),
     )
 
 
@@ -150,282 +152,226 @@ def a2c_naive(at: Heads, rollout: Rollout, objective: Objective) -> Array:
         at.log_pi,
         rollout.action,
         r_t=rollout.reward,
-        discount_t=rollout.discount(objective.discount),
-        tau=objective.tau,
-        n=objective.n,
         value_coef=objective.value_coef,
-        log_prior=objective.log_prior,
-        cut_t=rollout.cut,
+        **objective.on(rollout),
     )
 
 
 def nstep_soft_q(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """n-step soft Q-learning on plain action values, acting by their policy, (44)-(47)."""
-    target = soft_targets(at, rollout, objective)
-    return losses.soft_q_loss(at.q[:-1], rollout.action, target)
+    return jaxsoft.n_step_soft_q(at.q, rollout.action, rollout.reward, **objective.on(rollout))
 
 
 def pcl(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Path consistency learning, (90)."""
-    return losses.path_consistency_loss(
+    return jaxsoft.path_consistency_loss(
         at.v[:-1],
         at.log_pi[:-1],
         rollout.action,
         r_t=rollout.reward,
-        discount_t=rollout.discount(objective.discount),
         v_t=at.v[1:],
-        tau=objective.tau,
-        n=objective.n,
-        log_prior=objective.log_prior,
-        cut_t=rollout.cut,
+        **objective.on(rollout),
     )
 
 
 def pgq(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Half policy gradient on n-step returns, half Q-learning on r + γ max Q̃, (87)."""
     kl = jaxsoft.kl_to_prior(at.log_pi, objective.log_prior)
-    returns = at.v[:-1] + _advantages(at, rollout, objective, kl[:-1])
+    target = soft_targets(at, kl, rollout, objective)
     centred = at.q - objective.tau * kl[..., None]
-    backups = jaxsoft.one_step_targets(
-        rollout.reward, rollout.discount(objective.discount), centred[1:], tau=0.0
-    )
-    return losses.pgq_loss(
+    return jaxsoft.pgq_loss(
         at.v[:-1],
         at.log_pi[:-1],
         rollout.action,
-        return_t=returns,
-        backup_t=backups,
+        return_t=target - objective.tau * kl[:-1],
+        backup_t=jaxsoft.one_step_targets(
+            rollout.reward, objective.discount * rollout.discount, centred[1:], tau=0.0
+        ),
         tau=objective.tau,
         value_coef=objective.value_coef,
         log_prior=objective.log_prior,
     )
 
 
-def gradient_of(step_loss: StepLoss, *, through_last: bool = True) -> Gradient:
+class Direction(NamedTuple):
+    """How parameters change in an update.
+
+    Attributes:
+      of: (network, head, params, rollout, objective) -> (a tree to descend along, means for the
+        metrics, heads at the T starts). The rollout's `extras` are an `Acted`.
+      recalls: whether it uses the products that acting kept.
+    """
+
+    of: Callable[
+        [NetworkFn, Head, Params, Rollout, Objective], tuple[Params, dict[str, Array], Heads]
+    ]
+    recalls: bool = False
+
+
+def direction_of(step_loss: StepLoss, *, differentiates_target: bool = True) -> Direction:
     """The gradient of a loss's mean over the transitions that count.
 
     Args:
       step_loss: (heads, rollout, objective) -> losses [T, N].
-      through_last: whether it has a gradient into the heads of the last state, which other losses
-        only bootstrap from. Without, the network is not differentiated there, 1/(T + 1) of it.
+      differentiates_target: whether it has a gradient into the heads of the last state, which
+        most losses only bootstrap from. Without, the network is not differentiated there, 1/(T +
+        1) of it, and what it computed to act is not computed again.
     """
 
-    def gradient(
-        network: NetworkFn, params: Params, rollout: Rollout, objective: Objective
-    ) -> tuple[Params, Metrics]:
-        observation, kept = rollout.observation, rollout.kept
+    def of(
+        network: NetworkFn, head: Head, params: Params, rollout: Rollout, objective: Objective
+    ) -> tuple[Params, dict[str, Array], Heads]:
+        observation = rollout.observation
         ends: tuple[Heads, ...] = ()
-        if not through_last:
-            ends = (heads(network, params, observation[-1:], objective),)
+        if not differentiates_target:
+            ends = (head(network(params, observation[-1:]), objective),)
             observation = observation[:-1]
-        if kept and not through_last:
-            out, pull = _reuse.pullback(network, params, observation, kept)
+        acted = rollout.extras
+        products = [] if differentiates_target or acted is None else acted.products
+        if products:
+            out, pull = _reuse.pullback(network, params, observation, products)
         else:
             out, pull = jax.vjp(lambda p: network(p, observation), params)
 
         def loss(out: Any) -> tuple[Array, Heads]:
-            parts = completed(out, objective), *ends
+            parts = head(out, objective), *ends
             at = Heads(*(jnp.concatenate(states) for states in zip(*parts, strict=True)))
-            return _mean(step_loss(at, rollout, objective), rollout.weight), at
+            return mean(step_loss(at, rollout, objective), rollout.weight), starts_of(at)
 
         (value, at), cotangents = jax.value_and_grad(loss, has_aux=True)(out)
         [gradients] = pull(cotangents)
-        return gradients, {"loss": value} | _describe(at, rollout, objective)
+        return gradients, {"loss": value}, at
 
-    return gradient
+    return Direction(of, recalls=not differentiates_target)
 
 
-def natural_pg(*, damping: jax.typing.ArrayLike = 1e-2, solver: str = "gram") -> Gradient:
-    """Natural policy gradient and Gauss-Newton on the value, one solve for both.
+class State(NamedTuple):
+    """All that an on-policy agent knows.
 
-        min_w ½E[(∇log π·w − A)² + c(∇V·w − (V̂ − V))²] + ½λ‖w‖²            (66), (69)-(71), (53)
-
-    A = Δ − τ(log(π/π̄) − KL). The two regressions share the trunk, hence the sum of their
-    curvatures: with V frozen it is the natural policy gradient, λ-damped.
-
-    Args:
-      damping: λ.
-      solver: as in `jaxsoft.natural_gradient`.
+    Attributes:
+      params: of the network.
+      optimiser: its state.
+      temperature: the state of a `temperature.Temperature`.
     """
 
-    def gradient(
-        network: NetworkFn, params: Params, rollout: Rollout, objective: Objective
-    ) -> tuple[Params, Metrics]:
-        at = heads(network, params, rollout.observation, objective)
-        target = soft_targets(at, rollout, objective)
-        kl = jaxsoft.kl_to_prior(at.log_pi[:-1], objective.log_prior)
-        value_error = target - objective.tau * kl - at.v[:-1]
-        policy_error = target - jaxsoft.take_action(at.q[:-1], rollout.action)
-        root = jnp.sqrt(jnp.asarray(objective.value_coef)).astype(value_error.dtype)
-
-        taken = rollout.action
-        # Every state twice, so that each row belongs to one sample, as the Gram solver needs it.
-        states, actions, weight = (
-            jnp.concatenate([x, x]) for x in (rollout.observation[:-1], taken, rollout.weight)
-        )
-        is_policy = jnp.arange(len(actions)) < len(taken)
-        is_policy = is_policy.reshape(-1, *(1,) * (taken.ndim - 1))
-
-        def rows(p: Params) -> Array:
-            here = heads(network, p, states, objective)
-            return jnp.where(is_policy, jaxsoft.take_action(here.log_pi, actions), root * here.v)
-
-        errors = jnp.concatenate([policy_error, root * value_error])
-        # The mean is over the rows, of which every transition has two.
-        descent, residual = _solve(rows, params, errors, jnp.asarray(damping) / 2, solver, weight)
-        return descent, {
-            "loss": _mean(jnp.square(policy_error) / 2, rollout.weight),
-            "residual": residual,
-        } | _describe(at, rollout, objective)
-
-    return gradient
+    params: Params
+    optimiser: Any
+    temperature: Any
 
 
-def damped_q(*, damping: jax.typing.ArrayLike = 1e-2, solver: str = "gram") -> Gradient:
-    """Damped soft Q-learning by its Gauss-Newton step.
+class Acted(NamedTuple):
+    """What acting leaves for learning.
 
-        min_w ½E[(∇Q·w − (y − Q))²] + ½λ‖w‖²,   θ ← θ + εw                     (72)-(78), (44)
-
-    The optimiser's step size is ε, the share of the new target in (1 − ε)Q_old + εy.
-
-    Args:
-      damping: λ.
-      solver: as in `jaxsoft.natural_gradient`.
+    Attributes:
+      log_mu: log-probability of the action under the policy that drew it, [..., N].
+      products: of the network's layers, as `_reuse.kept` gives them; empty where they are not
+        used.
     """
 
-    def gradient(
-        network: NetworkFn, params: Params, rollout: Rollout, objective: Objective
-    ) -> tuple[Params, Metrics]:
-        at = heads(network, params, rollout.observation, objective)
-        error = soft_targets(at, rollout, objective)
-        error = error - jaxsoft.take_action(at.q[:-1], rollout.action)
-
-        def taken(p: Params) -> Array:
-            here = heads(network, p, rollout.observation[:-1], objective)
-            return jaxsoft.take_action(here.q, rollout.action)
-
-        descent, residual = _solve(taken, params, error, damping, solver, rollout.weight)
-        return descent, {
-            "loss": _mean(jnp.square(error) / 2, rollout.weight),
-            "residual": residual,
-        } | _describe(at, rollout, objective)
-
-    return gradient
+    log_mu: Array
+    products: Any
 
 
-ALGORITHMS: dict[str, StepLoss] = {
-    "a2c": a2c,
-    "a2c_naive": a2c_naive,
-    "soft_q": soft_q,
-    "nstep_soft_q": nstep_soft_q,
-    "pcl": pcl,
-    "pgq": pgq,
-}
-# These differentiate what they bootstrap from.
-_RESIDUAL = (pcl,)
-
-
-def learner(
+def agent(
     network: NetworkFn,
     init_params: Callable[[Array], Params],
-    algorithm: StepLoss | None = None,
+    step_loss: StepLoss,
     *,
-    gradient: Gradient | None = None,
+    head: Head,
     optimiser: optax.GradientTransformation,
     objective: Objective,
-) -> Learner:
-    """A learner that acts by its policy and takes one optimiser step a rollout.
+    differentiates_target: bool = True,
+) -> Agent:
+    """An agent that acts by its policy and takes one optimiser step a rollout.
 
     Args:
-      network: (params, observations [..., *O]) -> q [..., A], or (v [...], log_pi [..., A]).
+      network: (params, observations [..., *O]) -> what `head` takes.
       init_params: key -> params.
-      algorithm: per-step losses; or else
-      gradient: a direction to descend.
+      step_loss: the algorithm: (heads at the T + 1 states, rollout, objective) -> losses [T, N].
+      head: `actor_critic_head`, `q_head`, or your own.
       optimiser: any of Optax; clipping belongs into it.
-      objective: handed to the algorithm.
+      objective: handed to the algorithm, with τ a number.
+      differentiates_target: `False` where the loss holds fixed whatever it bootstraps from.
 
     Returns:
-      A `Learner`.
+      An `Agent`, whose state is a `State` and whose extras are an `Acted`.
     """
-    if (algorithm is None) == (gradient is None):
-        raise _checks.fail(
-            "on_policy.learner",
-            "neither `algorithm` nor `gradient`" if algorithm is None else "both of them",
-            "one of the two",
-            "`algorithm` gives per-step losses, `gradient` a direction.",
-        )
-    bootstraps = algorithm in ALGORITHMS.values() and algorithm not in _RESIDUAL
-    if algorithm is not None:
-        # Of a loss of the user's own nothing is known.
-        gradient = gradient_of(algorithm, through_last=not bootstraps)
-    assert gradient is not None
-    direction = gradient
+    direction = direction_of(step_loss, differentiates_target=differentiates_target)
+    return agent_along(
+        network, init_params, direction, head=head, optimiser=optimiser, objective=objective
+    )
 
-    def init(key: Array) -> Trained:
+
+def agent_along(
+    network: NetworkFn,
+    init_params: Callable[[Array], Params],
+    direction: Direction,
+    *,
+    head: Head,
+    optimiser: optax.GradientTransformation,
+    objective: Objective,
+) -> Agent:
+    """As `agent`, along any direction, such as a natural gradient's."""
+    source = temperature.of(objective.tau)
+
+    def now(state: State) -> Objective:
+        return objective._replace(tau=source.value(state.temperature))
+
+    def init(key: Array) -> State:
         params = init_params(key)
-        return Trained(params, optimiser.init(params))
+        return State(params, optimiser.init(params), source.init())
 
-    def act(state: Trained, observation: Array, keys: Array) -> Array:
-        return _sampled(heads(network, state.params, observation, objective), keys)
+    def act(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, Acted]:
+        if direction.recalls:
+            out, products = _reuse.kept(network, state.params, observation)
+        else:
+            out, products = network(state.params, observation), []
+        log_pi = head(out, now(state)).log_pi
+        action = jaxsoft.sample_actions(key, log_pi)
+        return action, carry, Acted(_log_prob(log_pi, action), products)
 
-    def act_and_keep(state: Trained, observation: Array, keys: Array) -> tuple[Array, Any]:
-        out, kept = _reuse.kept(network, state.params, observation)
-        return _sampled(completed(out, objective), keys), kept
-
-    def update(state: Trained, rollout: Rollout, key: Array) -> tuple[Trained, Metrics]:
+    def greedy(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, None]:
         del key
-        gradients, metrics = direction(network, state.params, rollout, objective)
-        state, step = descend(optimiser, state, gradients)
-        return state, metrics | step | {"updates": jnp.ones(())}
+        log_pi = head(network(state.params, observation), now(state)).log_pi
+        return jnp.argmax(log_pi, axis=-1).astype(jnp.int32), carry, None
 
-    return Learner(init, act, update, act_and_keep if bootstraps else None)
+    def update(state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
+        del key
+        gradients, means, starts = direction.of(network, head, state.params, rollout, now(state))
+        trained, step = descend(optimiser, Trained(state.params, state.optimiser), gradients)
+        description, kl = _describe(starts, rollout, objective.log_prior)
+        cooled = source.update(state.temperature, kl)
+        return State(*trained, cooled), Metrics(means | description | step, jnp.ones(()))
 
-
-def _sampled(at: Heads, keys: Array) -> Array:
-    return jaxsoft.sample_actions(keys, at.log_pi)
-
-
-def _advantages(at: Heads, rollout: Rollout, objective: Objective, kl: Array) -> Array:
-    discount = rollout.discount(objective.discount)
-    delta = jaxsoft.td_errors(
-        at.v[:-1], rollout.reward, discount, v_t=at.v[1:], kl_tm1=kl, tau=objective.tau
-    )
-    return jaxsoft.n_step_advantages(delta, discount, n=objective.n, cut_t=rollout.cut)
+    return Agent(init, act, update, greedy)
 
 
-def _mean(x: Array, weight: Array) -> Array:
-    return jnp.sum(weight * x) / jnp.maximum(jnp.sum(weight), 1)
+def _log_prob(log_pi: Array, action: Array) -> Array:
+    return jnp.take_along_axis(log_pi, action[..., None], axis=-1)[..., 0]
 
 
-def _describe(at: Heads, rollout: Rollout, objective: Objective) -> Metrics:
-    starts = jax.lax.stop_gradient(Heads(*(x[:-1] for x in at)))
-    kl = jaxsoft.kl_to_prior(starts.log_pi, objective.log_prior)
-    advantage = _advantages(jax.lax.stop_gradient(at), rollout, objective, kl)
-    per_step = {
-        "value": starts.v,
-        "value_error": jnp.abs(advantage),
-        "entropy": -jaxsoft.kl_to_prior(starts.log_pi, 0.0),
-        "kl": jaxsoft.kl_to_prior(starts.log_pi),
+def starts_of(at: Heads) -> Heads:
+    """Without the last state, held fixed."""
+    return jax.lax.stop_gradient(Heads(*(x[:-1] for x in at)))
+
+
+def _describe(
+    starts: Heads, rollout: Rollout, log_prior: ArrayLike | None
+) -> tuple[dict[str, Array], Array]:
+    """Means over the transitions that count, and that of the KL to the prior.
+
+    The metrics' KL is the one to the uniform policy, whatever the prior is.
+    """
+    actions = starts.log_pi.shape[-1]
+    kl = jaxsoft.kl_to_prior(starts.log_pi, log_prior)
+    measure = -jnp.log(actions) if log_prior is None else jnp.asarray(log_prior)
+    if measure.ndim:
+        negative_entropy = jaxsoft.kl_to_prior(starts.log_pi, 0.0)
+    else:
+        negative_entropy = kl + measure.astype(kl.dtype)
+    means = {
+        "value": mean(starts.v, rollout.weight),
+        "entropy": mean(-negative_entropy, rollout.weight),
+        "kl": mean(negative_entropy + jnp.log(actions).astype(kl.dtype), rollout.weight),
     }
-    return {name: _mean(x, rollout.weight) for name, x in per_step.items()}
-
-
-def _solve(
-    rows: Callable[[Params], Array],
-    params: Params,
-    errors: Array,
-    damping: jax.typing.ArrayLike,
-    solver: str,
-    weight: Array,
-) -> tuple[Params, Array]:
-    """The direction to descend, and the solve's residual; zero where no transition counts."""
-    counts = jnp.any(weight > 0)
-    direction, info = jaxsoft.natural_gradient(
-        rows,
-        params,
-        jnp.where(counts, errors, 0),
-        damping=damping,
-        solver=solver,
-        weight=jnp.where(counts, weight, 1),
-    )
-    return jax.tree.map(jnp.negative, direction), info.residual
+    return means, mean(kl, rollout.weight)

@@ -1,7 +1,7 @@
 """Replay: the newest steps of N environments in a ring on the device, every frame stored once.
 
 A row of the ring is one step of all N environments: what was seen at s_t and what was done there.
-The next state is the next row's. At an episode's end that row is the auto-reset step, which holds
+The next state is the next row's. At an episode's end that row is the automatic reset's, which holds
 the true last observation and has weight 0; so nothing is stored twice, and nothing is lost.
 
 Of a stack of frames only the newest is stored, and a stack is rebuilt from the rows before it: a
@@ -11,7 +11,6 @@ again: donated to `jit`, or carried through `scan`, under `vmap`, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoft import _checks
-from jaxsoft.training.collect import Rollout
+from jaxsoft.agents.base import Extras, Rollout
 
 __all__ = ["Replay", "add", "init", "num_starts", "sample"]
 
@@ -29,12 +28,13 @@ class Replay(NamedTuple):
 
     Attributes:
       frame: newest frames of stacks, or whole observations, [L, N, ...].
-      action: int32 [L, N].
+      action: [L, N, *A].
       reward: float32 [L, N].
-      terminated: [L, N] bool.
-      truncated: [L, N] bool.
+      discount: float32 [L, N], 0 where no value follows, else 1.
+      cut: [L, N] bool, whether no sum continues past the row.
       weight: float32 [L, N], 0 for what is no transition.
-      reset: whether a whole game starts at the row's state [L, N] bool.
+      first: whether a whole game starts at the row's state [L, N] bool.
+      extras: what the agent kept of each action, a tree of [L, N, ...].
       cursor: the row written next, int32 [].
       filled: rows that have been written, int32 [].
     """
@@ -42,29 +42,37 @@ class Replay(NamedTuple):
     frame: Array
     action: Array
     reward: Array
-    terminated: Array
-    truncated: Array
+    discount: Array
+    cut: Array
     weight: Array
-    reset: Array
+    first: Array
+    extras: Extras
     cursor: Array
     filled: Array
 
 
 def init(
-    capacity: int, num_envs: int, observation_shape: Sequence[int], dtype: Any, *, stack: int = 1
+    capacity: int,
+    num_envs: int,
+    observation: Any,
+    action: Any,
+    *,
+    extras: Extras = None,
+    stack: int = 1,
 ) -> Replay:
     """An empty ring of L = ⌊capacity / N⌋ rows.
 
     Args:
       capacity: transitions of all environments together; what N does not divide is left out.
       num_envs: N.
-      observation_shape: of one observation, *O.
-      dtype: of observations.
+      observation: anything with the shape and dtype of one, such as a `jax.ShapeDtypeStruct`.
+      action: the same of one action.
+      extras: a tree of the same, of one action's extras that are worth keeping.
       stack: C, where observations are stacks [C, ...] of frames that shift by one a step and are
         all the first frame when a game starts; 1 stores observations whole.
     """
     name = "replay.init"
-    shape, stack = tuple(observation_shape), _checks.count(name, "stack", stack)
+    shape, stack = tuple(observation.shape), _checks.count(name, "stack", stack)
     num_envs = _checks.count(name, "num_envs", num_envs)
     rows = _checks.count(name, "capacity", capacity) // num_envs
     _room(name, rows, num_envs, stack)
@@ -81,13 +89,14 @@ def init(
         return jnp.zeros((rows, num_envs, *shape), dtype)
 
     return Replay(
-        frame=ring(dtype, shape[1:] if stack > 1 else shape),
-        action=ring(jnp.int32),
+        frame=ring(observation.dtype, shape[1:] if stack > 1 else shape),
+        action=ring(action.dtype, tuple(action.shape)),
         reward=ring(jnp.float32),
-        terminated=ring(bool),
-        truncated=ring(bool),
+        discount=ring(jnp.float32),
+        cut=ring(bool),
         weight=ring(jnp.float32),
-        reset=ring(bool),
+        first=ring(bool),
+        extras=jax.tree.map(lambda x: ring(x.dtype, tuple(x.shape)), extras),
         cursor=jnp.zeros((), jnp.int32),
         filled=jnp.zeros((), jnp.int32),
     )
@@ -97,11 +106,12 @@ def add(replay: Replay, rollout: Rollout) -> Replay:
     """Writes a rollout's T steps over the oldest rows.
 
     The last of its T + 1 observations is the first of the next rollout and is written with it.
-    Where a restart breaks that chain, `reset` tells, and `sample` heeds it.
+    Where a restart breaks that chain, `first` tells, and `sample` checks it.
 
     Args:
       replay: the ring; donate it, or carry it.
-      rollout: T ≤ L transitions of the N environments, T not the same each time if need be.
+      rollout: T ≤ L transitions of the N environments, T not the same each time if need be; its
+        extras in the form that the ring was made for.
     """
     rows, num_envs, *frame_shape = replay.frame.shape
     length = rollout.action.shape[0]
@@ -118,6 +128,13 @@ def add(replay: Replay, rollout: Rollout) -> Replay:
             f"[T+1, {num_envs}, ...] of frames {frame_shape} and T <= {rows}, the ring's rows",
             "Make the ring for these observations (replay.init), and larger than a rollout.",
         )
+    if rollout.action.shape[1:] != replay.action.shape[1:]:
+        raise _checks.fail(
+            "replay.add",
+            f"actions {list(rollout.action.shape)}",
+            f"[T, {', '.join(map(str, replay.action.shape[1:]))}], as the ring was made for",
+            "Make the ring for these actions (replay.init).",
+        )
     observation = rollout.observation[:-1]
     written = (replay.cursor + jnp.arange(length, dtype=jnp.int32)) % rows
 
@@ -131,10 +148,11 @@ def add(replay: Replay, rollout: Rollout) -> Replay:
         frame=write(replay.frame, observation if whole else observation[:, :, -1]),
         action=write(replay.action, rollout.action),
         reward=write(replay.reward, rollout.reward),
-        terminated=write(replay.terminated, rollout.terminated),
-        truncated=write(replay.truncated, rollout.truncated),
+        discount=write(replay.discount, rollout.discount),
+        cut=write(replay.cut, rollout.cut),
         weight=write(replay.weight, rollout.weight),
-        reset=write(replay.reset, rollout.reset[:-1]),
+        first=write(replay.first, rollout.first[:-1]),
+        extras=jax.tree.map(write, replay.extras, rollout.extras),
         cursor=(replay.cursor + length) % rows,
         filled=jnp.minimum(replay.filled + length, rows),
     )
@@ -149,9 +167,10 @@ def sample(replay: Replay, key: Array, batch_size: int, n: int, *, stack: int = 
     """B windows of n consecutive steps, uniformly from all that lie in the ring.
 
     Those whose first stack or last state is not in the ring are not drawn, so it must hold
-    `num_starts` > 0. Windows may start from an auto-reset step (weight 0) and go on behind an
-    episode's end, as rollouts do: heed `weight[0]` and `cut`. A row behind which a game starts that
-    nothing led to (the environments were restarted) is made an auto-reset step.
+    `num_starts` > 0. Windows may start from an automatic reset (weight 0) and continue behind an
+    episode's end, as rollouts do: use `weight[0]` and `cut`. A row with a value to follow, behind
+    which a game starts, has lost its next state (the environments were restarted): it becomes an
+    automatic reset.
 
     Args:
       replay: the ring.
@@ -161,11 +180,11 @@ def sample(replay: Replay, key: Array, batch_size: int, n: int, *, stack: int = 
       stack: C, as for `init`.
 
     Returns:
-      A `Rollout` of T = n, B windows in the place of environments.
+      A `Rollout` of T = n, with B windows instead of environments.
     """
     name = "replay.sample"
     batch_size, n = _checks.count(name, "batch_size", batch_size), _checks.count(name, "n", n)
-    rows, num_envs = replay.action.shape
+    rows, num_envs = replay.reward.shape
     _room(name, rows, num_envs, stack, n)
     env_key, start_key = jax.random.split(key)
     env = jax.random.randint(env_key, (1, batch_size), 0, num_envs, jnp.int32)
@@ -181,22 +200,25 @@ def sample(replay: Replay, key: Array, batch_size: int, n: int, *, stack: int = 
 
     # A stack reaches back to the first frame of its game, and repeats that one.
     states = jnp.arange(1 - stack, n + 1, dtype=jnp.int32)[:, None]
-    reset = take(replay.reset, states)
-    game = jax.lax.cummax(jnp.where(reset, states, 1 - stack))[stack - 1 :]
+    first = take(replay.first, states)
+    game = jax.lax.cummax(jnp.where(first, states, 1 - stack))[stack - 1 :]
     frames = states[stack - 1 :, :, None] + states[None, None, :stack, 0]
     observation = take(replay.frame, jnp.maximum(frames, game[..., None]))
 
     steps = states[stack - 1 : -1]
-    truncated, weight = take(replay.truncated, steps), take(replay.weight, steps)
-    lost = reset[stack:] & (weight > 0)
+    cut, weight, discount = (
+        take(ring, steps) for ring in (replay.cut, replay.weight, replay.discount)
+    )
+    lost = first[stack:] & (weight > 0) & (discount > 0)
     return Rollout(
         observation=observation if stack > 1 else observation[:, :, 0],
         action=take(replay.action, steps),
         reward=take(replay.reward, steps),
-        terminated=take(replay.terminated, steps),
-        truncated=truncated.at[:-1].set(truncated[:-1] | lost[1:]),
+        discount=discount,
+        cut=(cut | lost).at[:-1].max(lost[1:]),
         weight=jnp.where(lost, 0, weight),
-        reset=reset[stack - 1 :],
+        first=first[stack - 1 :],
+        extras=jax.tree.map(lambda ring: take(ring, steps), replay.extras),
     )
 
 
