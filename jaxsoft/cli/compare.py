@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxsoft
-from jaxsoft.agents.on_policy import Objective
-from jaxsoft.cli import assembly, evaluate, train
-from jaxsoft.cli import plot as plotting
-from jaxsoft.cli.config import ConfigError
-from jaxsoft.cli.defaults import ON_POLICY, REPLAY
-from jaxsoft.cli.options import parse, stop_with
-from jaxsoft.training.launch import keep_pages
+from jaxsoft.agents.registry import ALGORITHMS
+from jaxsoft.cli import assembly, evaluate, plot, train
+from jaxsoft.cli.config import ConfigError, look_up
+from jaxsoft.cli.options import Parser, parse, stop_with
 from jaxsoft.training.logs import read_csv
+
+__all__ = ["equivalence", "main", "summarise"]
 
 GAMES = 100
 """Played by each trained agent."""
@@ -53,23 +50,18 @@ def equivalence(out: Path) -> jaxsoft.Equivalence:
     """Soft Q-learning's and policy gradient's gradients at a run's parameters, on a new rollout."""
     trained = evaluate.load(out)
     config = trained.config
-    loop = assembly.loop(config, trained.about)
+    loop = assembly.loop(config)
     _, rollout = loop.collect(trained.state, loop.start())
-    network = assembly.network(config, trained.about)
-    first: Any = jax.tree.map(lambda x: x[:, 0], rollout)
-    objective: Objective = assembly.objective(config)
+    first: Any = jax.tree.map(lambda x: x[:, 0], rollout._replace(extras=None))
+    objective = config.settings.objective()
     return jaxsoft.check_equivalence(
-        network.apply,
-        jax.tree.map(lambda x: x[0], trained.state.learner.params),
+        assembly.network(config).apply,
+        jax.tree.map(lambda x: x[0], trained.state.agent.params),
         first.observation,
         first.action,
         r_t=first.reward,
-        discount_t=first.discount(config.discount),
-        tau=config.tau,
-        n=config.n,
-        log_prior=objective.log_prior,
-        cut_t=first.cut,
         weight=first.weight,
+        **objective.on(first),
     )
 
 
@@ -81,11 +73,11 @@ def _spread(values: Sequence[float] | np.ndarray) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.compare",
+    parser = Parser(
+        prog="jaxsoft compare",
         description="Trains algorithms on one game, one after the other, and prints what they "
         "reached and, for one that is tied (soft_q, a2c), how far its gradient is from the "
-        "other's. Can be broken off at any time; the same command goes on.",
+        "other's. Can be interrupted at any time; the same command resumes.",
         allow_abbrev=False,
     )
     parser.add_argument("--game", required=True, help="any EnvPool id with discrete actions")
@@ -93,9 +85,9 @@ def main(words: Sequence[str] | None = None) -> int:
         "--algorithms",
         nargs="+",
         default=["soft_q", "a2c"],
-        choices=ON_POLICY + REPLAY,
+        choices=tuple(ALGORITHMS),
         metavar="NAME",
-        help="of experiments.train (default soft_q a2c)",
+        help="of jaxsoft train (default soft_q a2c)",
     )
     parser.add_argument("--steps", required=True, help="agent steps of every seed")
     parser.add_argument(
@@ -125,12 +117,11 @@ def main(words: Sequence[str] | None = None) -> int:
             print("learned, on one rollout of its own:\n")
             print(equivalence(runs[tied[0]]))
         curve = given.out / "curve.png"
-        atari = evaluate.load(runs[given.algorithms[0]]).about.is_atari
-        plotting.learning_curve(
+        plot.learning_curve(
             {name: out / "metrics.csv" for name, out in runs.items()},
             curve,
             title=given.game,
-            frames_per_step=4 if atari else 1,
+            frames_per_step=4 if look_up(given.game).is_atari else 1,
         )
     except (ConfigError, train.RunError, OSError, ValueError) as error:
         return stop_with(error)
@@ -138,10 +129,5 @@ def main(words: Sequence[str] | None = None) -> int:
     for out in runs.values():
         print(f"Checkpoints:     {out / 'checkpoints'}")
     print(f"\nAll of it took {time.monotonic() - started:.0f} s. Play with what was learned:")
-    print(f"  python -m experiments.evaluate {next(iter(runs.values()))}")
+    print(f"  jaxsoft evaluate {next(iter(runs.values()))}")
     return 0
-
-
-if __name__ == "__main__":
-    keep_pages()
-    sys.exit(main())

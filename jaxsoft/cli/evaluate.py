@@ -1,11 +1,9 @@
-"""Plays games with the newest checkpoint of a run: `python -m experiments.evaluate --help`."""
+"""Plays games with the newest checkpoint of a run: `jaxsoft evaluate --help`."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +16,20 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxsoft import environments
+from jaxsoft.agents.base import Agent
 from jaxsoft.cli import assembly
 from jaxsoft.cli.config import Config, ConfigError, from_json, to_json
-from jaxsoft.cli.options import stop_with
+from jaxsoft.cli.options import Parser, stop_with
+from jaxsoft.environments.autoreset import interpret
+from jaxsoft.training import loop
 from jaxsoft.training.checkpoints import Checkpoints
 from jaxsoft.training.logs import writing
-from jaxsoft.training.loop import TrainState, initial, over_seeds
+from jaxsoft.training.loop import TrainState, initial
+
+__all__ = ["Trained", "check_video", "load", "main", "play", "record", "restore"]
+
+Policy = Callable[..., tuple[Any, Any, Any]]
+"""As an agent's `act`."""
 
 _APART = 10_000
 """Added to the seeds: the games played are none of those trained on."""
@@ -32,11 +38,10 @@ _DRAWN: dict[str, Any] = {"render_mode": "rgb_array"}
 
 
 class Trained(NamedTuple):
-    """A run as its newest checkpoint has it."""
+    """A run as one of its checkpoints has it."""
 
     config: Config
-    about: environments.About
-    learner: Any
+    agent: Agent
     state: TrainState
     step: int
 
@@ -51,24 +56,23 @@ def load(out: Path, step: int | None = None) -> Trained:
         ) from None
     version = values.pop("version", None)
     config = from_json(values)
-    about = environments.about(config.game)
-    learner = assembly.learner(config, about)
-    like = jax.eval_shape(lambda: initial(learner, config.seeds))
+    agent = assembly.agent(config)
+    like = jax.eval_shape(lambda: initial(agent, config.seeds))
     with Checkpoints(
         out / "checkpoints", config=to_json(config), version=version, write=False
     ) as checkpoints:
         if checkpoints.latest() is None:
             raise ConfigError(f"{out} has no checkpoint yet. Wait for its first, then try again.")
-        step, state = restore(checkpoints, like, step)
-    return Trained(config, about, learner, without_replay(state), step)
+        step, state = restore(checkpoints, agent, like, step)
+    return Trained(config, agent, forgotten(agent, state), step)
 
 
 def restore(
-    checkpoints: Checkpoints, like: TrainState, step: int | None = None
+    checkpoints: Checkpoints, agent: Agent, like: TrainState, step: int | None = None
 ) -> tuple[int, TrainState]:
-    """A checkpoint, the newest unless told otherwise, with the replay only where it has that."""
+    """A checkpoint, the newest unless told otherwise, with a replay only where it has that."""
     try:
-        return checkpoints.restore(without_replay(like), step)
+        return checkpoints.restore(forgotten(agent, like), step)
     except ValueError as error:
         try:
             return checkpoints.restore(like, step)
@@ -76,18 +80,16 @@ def restore(
             raise error from None
 
 
-def without_replay(state: TrainState) -> TrainState:
-    """A state as checkpoints hold it unless told otherwise."""
-    if hasattr(state.learner, "replay"):
-        return state._replace(learner=state.learner._replace(replay=None))
-    return state
+def forgotten(agent: Agent, state: TrainState) -> TrainState:
+    """A state without what can be gathered again, as checkpoints hold it unless told otherwise."""
+    return state._replace(agent=agent.forget(state.agent))
 
 
 def play(
     trained: Trained,
     games: int,
     *,
-    greedy: bool = False,
+    policy: Policy | None = None,
     seed: int = _APART,
     watch: Callable[[Any], None] | None = None,
     **options: Any,
@@ -95,18 +97,31 @@ def play(
     """Returns and lengths [S, games] of whole games, raw rewards, one game an environment.
 
     Each environment's first game alone counts, so that short games are not preferred.
+
+    Args:
+      trained: whose agent plays.
+      games: of every seed.
+      policy: how; by default as the agent acts when it is trained.
+      seed: added to those of the run.
+      watch: called with EnvPool's pool before each step.
+      **options: of EnvPool.
     """
-    config, about = trained.config, trained.about
+    config, agent = trained.config, trained.agent
+    if policy is not None:
+        agent = agent._replace(act=policy)
     pool = environments.HostEnvPool(
         config.game,
         num_envs=games,
         seeds=[seed + s for s in config.seeds],
-        **(assembly.options(config, about, playing=True) | options),
+        **(assembly.options(config, playing=True) | options),
     )
-    policy = jax.jit(over_seeds(_policy(trained, greedy), len(config.seeds), [0, 0, 0]))
-    understand = jax.jit(environments.interpret)
+    act = jax.jit(
+        lambda state, carry, step, key: loop.act(agent, pool.batch_shape, state, carry, step, key)
+    )
+    understand = jax.jit(interpret)
     keys = jnp.stack([jax.random.key(seed + s) for s in config.seeds])
     memory, step = pool.reset()
+    carry = loop.initial_carry(agent, pool.batch_shape)
     score = np.zeros(pool.batch_shape)
     length = np.zeros(pool.batch_shape, np.int64)
     playing = np.ones(pool.batch_shape, np.bool_)
@@ -114,33 +129,22 @@ def play(
         if watch is not None:
             watch(pool.pool)
         here = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-        pool.send(np.asarray(policy(trained.state.learner, step.observation, here)))
+        action, carry, _ = act(trained.state, carry, step, here)
+        pool.send(np.asarray(action))
         memory, step = understand(memory, pool.recv())
         score += playing * np.asarray(step.score)
         length += playing
-        playing &= ~np.asarray(step.terminated | step.truncated)
+        playing &= ~np.asarray(step.over)
         if not playing.any():
             break
     return score, length
 
 
-def _policy(trained: Trained, greedy: bool) -> Callable[..., Any]:
-    def one(state: Any, observation: Any, key: Any) -> Any:
-        if not greedy:
-            return trained.learner.act(state, observation, jax.random.split(key, len(observation)))
-        net = assembly.network(trained.config, trained.about)
-        params = getattr(state, "trained", state).params
-        out = net.apply(params, observation)
-        return jnp.argmax(out[1] if isinstance(out, tuple) else out, axis=-1).astype(jnp.int32)
-
-    return one
-
-
-def check_video(config: Config, about: environments.About, video: Path) -> None:
+def check_video(config: Config, video: Path) -> None:
     """Refuses what `record` could not do, before anything is trained or played for it."""
     if video.suffix.lower() != ".gif":
         raise ConfigError(f"--video {video} is no .gif. Name a file that ends in .gif.")
-    drawn = assembly.options(config, about, playing=True) | _DRAWN
+    drawn = assembly.options(config, playing=True) | _DRAWN
     pool = environments.HostEnvPool(config.game, num_envs=1, **drawn)
     pool.reset()
     try:
@@ -156,7 +160,7 @@ def record(out: Path, video: Path) -> None:
     whole = load(out)
     alone = dataclasses.replace(whole.config, seeds=whole.config.seeds[:1])
     state = whole.state._replace(
-        learner=jax.tree.map(lambda x: x[:1], whole.state.learner), key=whole.state.key[:1]
+        agent=jax.tree.map(lambda x: x[:1], whole.state.agent), key=whole.state.key[:1]
     )
     trained = whole._replace(config=alone, state=state)
     frames: list[Image.Image] = []
@@ -174,8 +178,8 @@ def record(out: Path, video: Path) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate",
+    parser = Parser(
+        prog="jaxsoft evaluate",
         description="Plays whole games with the newest checkpoint of a run, on raw rewards and "
         "environment seeds that training did not use.",
         allow_abbrev=False,
@@ -196,8 +200,9 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         trained = load(given.run)
         if given.video is not None:
-            check_video(trained.config, trained.about, given.video)
-        score, length = play(trained, given.games, greedy=given.greedy, seed=given.seed)
+            check_video(trained.config, given.video)
+        policy = trained.agent.greedy if given.greedy else None
+        score, length = play(trained, given.games, policy=policy, seed=given.seed)
         if given.video is not None:
             record(given.run, given.video)
         if given.json is not None:
@@ -229,7 +234,3 @@ def main(words: Sequence[str] | None = None) -> int:
         add("all", score, length)
     Console().print(table)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

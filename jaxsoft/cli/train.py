@@ -1,10 +1,9 @@
-"""Trains one algorithm on one game: `python -m experiments.train --help`."""
+"""Trains one algorithm on one game: `jaxsoft train --help`."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +12,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsoft import environments
-from jaxsoft.cli import assembly, evaluate
-from jaxsoft.cli import plot as plotting
-from jaxsoft.cli.config import Config, ConfigError, Runtime, complete, to_json
+from jaxsoft.cli import assembly, evaluate, plot
+from jaxsoft.cli.config import Config, ConfigError, Runtime, look_up, to_json
 from jaxsoft.cli.options import parse, stop_with
 from jaxsoft.training.checkpoints import Checkpoints
-from jaxsoft.training.launch import keep_pages
-from jaxsoft.training.logs import CsvLog, Progress, TensorBoardLog, writing
+from jaxsoft.training.logs import CsvLog, TensorBoardLog, writing
 from jaxsoft.training.loop import Report, TrainState, initial
+from jaxsoft.training.progress import Progress
 from jaxsoft.training.provenance import Sessions, write_json
 
-VERSION = 1
+__all__ = ["RunError", "main", "train"]
+
+VERSION = 2
 """Of what a checkpoint holds; another one is refused."""
 
 CALL_SECONDS = 0.5
-"""What a call of the compiled program should take: short enough to heed a signal at once."""
+"""What a call of the compiled program should take: short enough to answer a signal at once."""
 
 
 class RunError(RuntimeError):
@@ -59,10 +58,8 @@ class _Signals:
 
 def train(config: Config, runtime: Runtime) -> int:
     """Carries out a run in `runtime.out`; returns 0, or 128 + the signal that ended it."""
-    about = environments.about(config.game)
-    config = complete(config, images=len(about.observation_shape) == 3, atari=about.is_atari)
     if runtime.video is not None:
-        evaluate.check_video(config, about, runtime.video)
+        evaluate.check_video(config, runtime.video)
     last = _last(config, runtime)
     out = runtime.out
     settings = to_json(config)
@@ -73,12 +70,12 @@ def train(config: Config, runtime: Runtime) -> int:
             out / "checkpoints", keep=runtime.keep, config=settings, version=VERSION
         ) as checkpoints,
     ):
-        loop = assembly.loop(config, about, driver=runtime.driver, threads=runtime.env_threads)
-        state = initial(loop.learner, config.seeds)
+        loop = assembly.loop(config, driver=runtime.driver, threads=runtime.env_threads)
+        state = initial(loop.agent, config.seeds)
         begun = 0
         if resumed and checkpoints.latest() is not None:
-            begun, held = evaluate.restore(checkpoints, state)
-            state = _join(state, held)
+            begun, held = evaluate.restore(checkpoints, loop.agent, state)
+            state = _joined(held, state)
         else:
             write_json(out / "config.json", settings | {"version": VERSION})
         resume_step = begun if resumed else None
@@ -92,10 +89,10 @@ def train(config: Config, runtime: Runtime) -> int:
             Progress(f"{config.game} {config.algorithm}", total, start=begun) as progress,
         ):
             run = _Run(config, runtime, loop, state, (csv, board), progress, checkpoints, sessions)
-            run.go_on(done, last, signals)
-    _draw(config, out, about.is_atari)
+            run.advance(done, last, signals)
+    _draw(config, out)
     if signals.received is not None:
-        print(f"Saved in {out}; go on with: python -m experiments.train --resume --out {out}")
+        print(f"Saved in {out}; continue with: jaxsoft train --resume --out {out}")
         return 128 + signals.received
     if runtime.video is not None:
         evaluate.record(out, runtime.video)
@@ -123,7 +120,7 @@ class _Run:
         self.reported_at = time.monotonic()
         self.reported = 0
 
-    def go_on(self, done: int, total: int, signals: _Signals) -> None:
+    def advance(self, done: int, total: int, signals: _Signals) -> None:
         """From an update to another."""
         every = self.runtime.report_every or max(1, self.config.steps // 100)
         period = max(1, every // self.loop.steps_per_update)
@@ -158,7 +155,10 @@ class _Run:
     def save(self, done: int) -> None:
         """A checkpoint, written while the run goes on."""
         step = done * self.loop.steps_per_update
-        self.checkpoints.save(step, _held(self.state, self.runtime.save_replay))
+        held = self.state
+        if not self.runtime.save_replay:
+            held = evaluate.forgotten(self.loop.agent, held)
+        self.checkpoints.save(step, held)
         self.sessions.update(step)
 
     def report(self, done: int) -> None:
@@ -173,7 +173,7 @@ class _Run:
         rows = []
         for i, seed in enumerate(self.config.seeds):
             games = total.finished.games[i]
-            updates = total.metrics["updates"][i]
+            updates = total.metrics.updates[i]
             row = {
                 "step": done * self.loop.steps_per_update,
                 "seed": seed,
@@ -182,66 +182,61 @@ class _Run:
                 "steps_per_second": rate,
                 "episode_length": total.finished.length[i] / games if games else float("nan"),
             }
-            for name, x in total.metrics.items():
-                if name != "updates":
-                    row[name] = float(x[i] / updates) if updates else float("nan")
+            for name, x in total.metrics.sums.items():
+                row[name] = float(x[i] / updates) if updates else float("nan")
             rows.append({name: x if isinstance(x, int) else float(x) for name, x in row.items()})
             for log in self.logs:
                 log.write(rows[-1])
         self.progress.update(done * self.loop.steps_per_update, rows)
-        skipped = total.metrics["skipped"]
+        skipped = total.metrics.sums["skipped"]
         if self.runtime.on_nan == "stop" and np.any(skipped > 0):
             seed = self.config.seeds[int(np.argmax(skipped))]
             raise RunError(
                 f"seed {seed} had {int(np.max(skipped))} gradients that were not finite before "
                 f"step {done * self.loop.steps_per_update:_}. None was applied, and the "
-                "checkpoints are of before. Lower --learning-rate or --max-gradient-norm, or go "
-                "on without such updates by --resume --on-nan skip."
+                "checkpoints are of before. Lower --learning-rate or --max-gradient-norm, or "
+                "continue without such updates by --resume --on-nan skip."
             )
 
 
 def _last(config: Config, runtime: Runtime) -> int:
     """The update that the run ends with."""
+    settings = config.settings
     until = runtime.until or config.steps
-    per_update = config.num_envs * config.rollout_length
+    per_update = settings.num_envs * settings.rollout_length
     if until < per_update:
         raise ConfigError(
-            f"--until {until:_} is less than one update, {config.num_envs} environments x "
-            f"{config.rollout_length} steps. Give at least {per_update}."
+            f"--until {until:_} is less than one update, {settings.num_envs} environments x "
+            f"{settings.rollout_length} steps. Give at least {per_update}."
         )
-    return min(until // per_update, assembly.updates(config))
+    return min(until // per_update, config.updates)
 
 
-def _held(state: TrainState, save_replay: bool) -> TrainState:
-    """What a checkpoint holds of the state."""
-    return state if save_replay else evaluate.without_replay(state)
-
-
-def _join(state: TrainState, held: TrainState) -> TrainState:
-    """The state of a checkpoint; a replay that it does not hold begins empty."""
-    if hasattr(held.learner, "replay") and held.learner.replay is None:
-        return held._replace(learner=held.learner._replace(replay=state.learner.replay))
-    return held
+def _joined(held: TrainState, fresh: TrainState) -> TrainState:
+    """The state of a checkpoint; what it does not hold, such as a replay, begins fresh."""
+    return jax.tree.map(  # type: ignore[no-any-return]
+        lambda kept, new: new if kept is None else kept, held, fresh, is_leaf=lambda x: x is None
+    )
 
 
 def _prepare(out: Path, resume: bool) -> bool:
-    """Whether there is a run to go on with; one that is not to be is not touched."""
+    """Whether there is a run to resume; one that is not to be resumed is not touched."""
     there = (out / "config.json").exists()
     if there and not resume:
         raise ConfigError(
-            f"--out {out} holds a run already. Go on with it by --resume, or name another folder."
+            f"--out {out} holds a run already. Continue it by --resume, or name another folder."
         )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     return there
 
 
-def _draw(config: Config, out: Path, atari: bool) -> None:
-    plotting.learning_curve(
+def _draw(config: Config, out: Path) -> None:
+    plot.learning_curve(
         {config.algorithm: out / "metrics.csv"},
         out / "curve.png",
         title=config.game,
-        frames_per_step=4 if atari else 1,
+        frames_per_step=4 if look_up(config.game).is_atari else 1,
     )
 
 
@@ -251,8 +246,3 @@ def main(words: Sequence[str] | None = None) -> int:
         return train(*parse(words))
     except (ConfigError, RunError, OSError, ValueError) as error:
         return stop_with(error)
-
-
-if __name__ == "__main__":
-    keep_pages()
-    sys.exit(main())

@@ -1,0 +1,131 @@
+"""How the registry's entries become agents: networks, optimisers and schedules put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsoft.agents import networks, off_policy, on_policy
+from jaxsoft.agents.base import Agent
+
+__all__ = ["HEADS", "Make", "Problem", "along", "descending", "from_replay", "network_for"]
+
+
+class Problem(NamedTuple):
+    """What an agent is made for.
+
+    Attributes:
+      observation: shape and dtype of one.
+      num_actions: A.
+      torso: a Flax module from [N, *O] to features [N, F].
+      stack: frames of which an observation is a stack, else 1.
+      steps: environment steps of the whole run, which set the schedules.
+    """
+
+    observation: Any
+    num_actions: int
+    torso: Any
+    stack: int
+    steps: int
+
+
+Make = Callable[..., Agent]
+"""(head, settings, problem, *, differentiates_target) -> agent."""
+
+# Name of a head -> the network that has it, and what its output means.
+HEADS: dict[str, tuple[type[Any], on_policy.Head]] = {
+    "actor_critic": (networks.ActorCritic, on_policy.actor_critic_head),
+    "q": (networks.QNetwork, on_policy.q_head),
+}
+
+
+def network_for(head: str, problem: Problem) -> Any:
+    """The Flax network of a head."""
+    module, _ = HEADS[head]
+    return module(problem.torso, problem.num_actions, len(problem.observation.shape))
+
+
+def descending(loss: on_policy.StepLoss) -> Make:
+    """Agents that follow the gradient of a loss."""
+
+    def make(head: str, settings: Any, problem: Problem, *, differentiates_target: bool) -> Agent:
+        return on_policy.agent(
+            *_network(head, problem),
+            loss,
+            head=HEADS[head][1],
+            optimiser=_optimiser(settings, problem),
+            objective=settings.objective(),
+            differentiates_target=differentiates_target,
+        )
+
+    return make
+
+
+def along(direction: Callable[..., on_policy.Direction]) -> Make:
+    """Agents that follow the direction that a solve finds."""
+
+    def make(head: str, settings: Any, problem: Problem, *, differentiates_target: bool) -> Agent:
+        del differentiates_target
+        return on_policy.agent_along(
+            *_network(head, problem),
+            direction(damping=settings.damping, solver=settings.solver),
+            head=HEADS[head][1],
+            optimiser=_optimiser(settings, problem),
+            objective=settings.objective(),
+        )
+
+    return make
+
+
+def from_replay(
+    head: str, settings: Any, problem: Problem, *, differentiates_target: bool
+) -> Agent:
+    """Agents that learn from a replay."""
+    del differentiates_target
+    falling = max(1, int(settings.epsilon_share * problem.steps))
+    objective = settings.objective()
+    return off_policy.agent(
+        *_network(head, problem),
+        optimiser=_optimiser(settings, problem),
+        epsilon=optax.linear_schedule(1.0, settings.epsilon, falling),
+        num_envs=settings.num_envs,
+        observation=problem.observation,
+        stack=problem.stack,
+        capacity=settings.capacity,
+        batch_size=settings.batch_size,
+        discount=objective.discount,
+        tau=objective.tau,
+        log_prior=objective.log_prior,
+        n=objective.n,
+        learning_starts=settings.learning_starts,
+        steps_per_gradient=settings.steps_per_gradient,
+        target_period=settings.target_period,
+    )
+
+
+def _network(head: str, problem: Problem) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    network = network_for(head, problem)
+
+    def init_params(key: jax.Array) -> Any:
+        one = jnp.zeros((1, *problem.observation.shape), problem.observation.dtype)
+        return network.init(key, one)
+
+    return network.apply, init_params
+
+
+def _optimiser(settings: Any, problem: Problem) -> optax.GradientTransformation:
+    """Clipping and descent; RMSProp with TensorFlow's ε and start, as A2C had it."""
+    rate: Any = settings.learning_rate
+    if settings.schedule == "linear":
+        rate = optax.linear_schedule(rate, 0.0, settings.gradient_steps(problem.steps))
+    methods = {
+        "rmsprop": lambda: optax.rmsprop(rate, decay=0.99, eps=1e-5, initial_scale=1.0),
+        "adam": lambda: optax.adam(rate),
+        "sgd": lambda: optax.sgd(rate),
+    }
+    clip = optax.clip_by_global_norm(settings.max_gradient_norm)
+    return optax.chain(clip, methods[settings.optimiser]())

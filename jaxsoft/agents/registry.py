@@ -1,0 +1,301 @@
+"""The algorithms that can be trained, one entry each.
+
+An entry says which head an algorithm needs, whether it differentiates its target, which settings it
+has, what these are by default, and how an agent is made of them. The command line, its help, the
+benchmarks and the tests are made from `ALGORITHMS`: to add an algorithm is to write its loss and
+its entry.
+
+Defaults come in pairs, for images and for vectors. Those for images are of the code that the
+paper's authors ran, openai/baselines' A2C [A2C] and DQN [DQN] of 2017; those for vectors were found
+by trial, on small games.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxsoft.agents import natural, on_policy
+from jaxsoft.agents._make import Make, Problem, along, descending, from_replay, network_for
+from jaxsoft.agents.base import Agent
+from jaxsoft.agents.settings import OnPolicy, Settings, SettingsError, count, flag, option
+
+__all__ = ["ALGORITHMS", "Algorithm", "Problem", "settings_of"]
+
+
+@dataclass(frozen=True)
+class ActorCritic(OnPolicy):
+    """With a value loss beside the policy's."""
+
+    value_coef: float = option(
+        "c, the weight of the value loss", 0.5, source="§6.3: 0.5", least=0, type=float
+    )
+
+    def objective(self) -> on_policy.Objective:
+        """What is maximised, and how its value is learned."""
+        return super().objective()._replace(value_coef=self.value_coef)
+
+
+@dataclass(frozen=True)
+class Solved(OnPolicy):
+    """With a linear solve for each update."""
+
+    damping: float = option("λ of the natural gradient", 1e-2, least=0, type=float)
+    solver: str = option("of the natural gradient", "gram", vectors="cg", choices=("gram", "cg"))
+
+
+@dataclass(frozen=True)
+class SolvedActorCritic(Solved, ActorCritic):
+    """Both."""
+
+
+@dataclass(frozen=True)
+class Replay(Settings):
+    """An agent that learns from a replay."""
+
+    capacity: int = option(
+        "transitions in the replay; a million of Atari are 7.1 GB on the device",
+        1_000_000,
+        vectors=50_000,
+        source="DQN",
+        least=1,
+        type=count,
+    )
+    batch_size: int = option("of a gradient step", 32, source="DQN", least=1, type=count)
+    steps_per_gradient: int = option(
+        "environment steps for each gradient step", 4, source="DQN", least=1, type=count
+    )
+    learning_starts: int = option(
+        "environment steps before the first gradient step",
+        10_000,
+        vectors=1_000,
+        source="DQN",
+        least=1,
+        type=count,
+    )
+    target_period: int = option(
+        "environment steps between copies to the target network",
+        10_000,
+        vectors=500,
+        source="DQN",
+        least=1,
+        type=count,
+    )
+    epsilon: float = option(
+        "the last ε of the exploration", 0.01, source="DQN", least=0, most=1, type=float
+    )
+    epsilon_share: float = option(
+        "share of the steps over which ε falls from 1",
+        0.1,
+        source="DQN",
+        least=0,
+        most=1,
+        type=float,
+    )
+
+    def gradient_steps(self, steps: int) -> int:
+        """Gradient steps of a run of so many environment steps."""
+        return max(1, (steps - self.learning_starts) // self.steps_per_gradient)
+
+    def check(self, steps: int) -> None:
+        """As for all, and what concerns the replay."""
+        super().check(steps)
+        per_update = self.num_envs * self.rollout_length
+        if per_update % self.steps_per_gradient:
+            raise SettingsError(
+                f"--steps-per-gradient {self.steps_per_gradient} does not divide the {per_update} "
+                f"steps of an update ({self.num_envs} environments x {self.rollout_length}). "
+                "Change one of the three."
+            )
+        if self.capacity < self.learning_starts:
+            raise SettingsError(
+                f"--capacity {self.capacity:_} is less than --learning-starts "
+                f"{self.learning_starts:_}. Learning would start with a replay that has already "
+                "lost data: raise the capacity."
+            )
+        if steps < self.learning_starts:
+            raise SettingsError(
+                f"--steps {steps:_} is less than --learning-starts {self.learning_starts:_}. "
+                "Nothing would be learned: change one of the two."
+            )
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One algorithm.
+
+    Attributes:
+      about: in a line of the help.
+      head: `"actor_critic"`, (v, log π), or `"q"`.
+      settings: the dataclass of its settings.
+      make: (head, settings, problem, *, differentiates_target) -> agent.
+      differentiates_target: whether its loss has a gradient into what it bootstraps from.
+      images: its defaults on images where they are not those of its settings.
+      vectors: those on other observations.
+      fixed: settings that it cannot have otherwise.
+      soft: whether it needs τ > 0.
+      seeds: how they had better learn: `"in turn"` where the update has conditions in it, of which
+        seeds side by side would compute both branches; `"side by side"` where each turn would
+        copy a replay in and out; else the device decides.
+    """
+
+    about: str
+    head: str
+    settings: type[Settings]
+    make: Make
+    differentiates_target: bool = False
+    images: Mapping[str, Any] = field(default_factory=dict)
+    vectors: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    soft: bool = False
+    seeds: Literal["either", "in turn", "side by side"] = "either"
+
+    def defaults(self, *, images: bool) -> dict[str, Any]:
+        """Name -> value of every setting, for images or for other observations."""
+        kind = "images" if images else "vectors"
+        table = {spec.name: spec.metadata[kind] for spec in dataclasses.fields(self.settings)}
+        return table | dict(self.images if images else self.vectors) | dict(self.fixed)
+
+    def network(self, problem: Problem) -> Any:
+        """The Flax network of its head."""
+        return network_for(self.head, problem)
+
+    def agent(self, settings: Settings, problem: Problem) -> Agent:
+        """The agent of these settings."""
+        return self.make(
+            self.head, settings, problem, differentiates_target=self.differentiates_target
+        )
+
+    def check(self, name: str, settings: Settings, steps: int) -> None:
+        """Refuses settings that cannot be run, with what to do about it."""
+        settings.check(steps)
+        for key, value in self.fixed.items():
+            if getattr(settings, key) != value:
+                raise SettingsError(
+                    f"{flag(key)} {getattr(settings, key)} does not go with --algorithm {name}, "
+                    f"for which it is {value}. Leave it out, or choose another algorithm."
+                )
+        if self.soft and not settings.tau > 0:
+            hard = ", or --algorithm dqn." if issubclass(self.settings, Replay) else "."
+            raise SettingsError(
+                f"--tau {settings.tau:g} with --algorithm {name}: at 0 there is no soft policy. "
+                f"Give a positive τ{hard}"
+            )
+
+
+def settings_of(name: str, given: Mapping[str, Any], *, images: bool) -> Settings:
+    """The settings of an algorithm: its defaults, and what was given instead."""
+    table = ALGORITHMS[name].defaults(images=images)
+    return ALGORITHMS[name].settings(**table | dict(given)).completed()
+
+
+_REPLAY = {
+    "num_envs": 8,
+    "rollout_length": 4,
+    "n": 1,
+    "tau": 0.1,
+    "optimiser": "adam",
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "max_gradient_norm": 10.0,
+}
+_SMALL_REPLAY = _REPLAY | {"learning_rate": 1e-3, "schedule": "linear"}
+_SOLVED = {"optimiser": "sgd", "learning_rate": 0.3, "max_gradient_norm": 5.0}
+
+ALGORITHMS: Mapping[str, Algorithm] = {
+    "a2c": Algorithm(
+        "advantage actor-critic, entropy in the return (80)",
+        head="actor_critic",
+        settings=ActorCritic,
+        make=descending(on_policy.a2c),
+    ),
+    "a2c_naive": Algorithm(
+        "the same with an entropy bonus outside it (79)",
+        head="actor_critic",
+        settings=ActorCritic,
+        make=descending(on_policy.a2c_naive),
+    ),
+    "soft_q": Algorithm(
+        "soft Q-learning on Q = V + τ log(π/π̄), §6.3",
+        head="actor_critic",
+        settings=ActorCritic,
+        make=descending(on_policy.soft_q),
+    ),
+    "nstep_soft_q": Algorithm(
+        "n-step soft Q-learning on a plain Q head, acting by its policy (44)-(47)",
+        head="q",
+        settings=OnPolicy,
+        make=descending(on_policy.nstep_soft_q),
+        vectors={"tau": 0.1},
+        soft=True,
+    ),
+    "damped_q": Algorithm(
+        "damped soft Q-learning, a Gauss-Newton step a rollout (72)-(78)",
+        head="q",
+        settings=Solved,
+        make=along(natural.damped_q),
+        images=_SOLVED,
+        vectors=_SOLVED | {"tau": 0.1, "learning_rate": 0.5, "damping": 0.1, "rollout_length": 16},
+        soft=True,
+        seeds="in turn",
+    ),
+    "natural_pg": Algorithm(
+        "natural policy gradient (66)-(71)",
+        head="actor_critic",
+        settings=SolvedActorCritic,
+        make=along(natural.natural_pg),
+        images=_SOLVED,
+        vectors=_SOLVED | {"learning_rate": 0.5, "damping": 0.03, "rollout_length": 16},
+        soft=True,
+        seeds="in turn",
+    ),
+    "pcl": Algorithm(
+        "path consistency learning (90)",
+        head="actor_critic",
+        settings=OnPolicy,
+        make=descending(on_policy.pcl),
+        differentiates_target=True,
+        vectors={"tau": 0.05},
+    ),
+    "pgq": Algorithm(
+        "policy gradient and Q-learning mixed (87)",
+        head="actor_critic",
+        settings=ActorCritic,
+        make=descending(on_policy.pgq),
+        vectors={"tau": 0.05},
+    ),
+    "dqn": Algorithm(
+        "replay, target network, hard maximum (81)",
+        head="q",
+        settings=Replay,
+        make=from_replay,
+        seeds="side by side",
+        images=_REPLAY,
+        vectors=_SMALL_REPLAY,
+        fixed={"tau": 0.0},
+    ),
+    "soft_dqn_kl": Algorithm(
+        "the same with the soft maximum of a KL penalty (82)",
+        head="q",
+        settings=Replay,
+        make=from_replay,
+        seeds="side by side",
+        images=_REPLAY,
+        vectors=_SMALL_REPLAY,
+        fixed={"prior": "uniform"},
+        soft=True,
+    ),
+    "soft_dqn_entropy": Algorithm(
+        "the same with that of an entropy bonus (83)",
+        head="q",
+        settings=Replay,
+        make=from_replay,
+        seeds="side by side",
+        images=_REPLAY,
+        vectors=_SMALL_REPLAY,
+        fixed={"prior": "counting"},
+        soft=True,
+    ),
+}

@@ -1,0 +1,7 @@
+"""`python -m jaxsoft.cli` is `jaxsoft`."""
+
+import sys
+
+from jaxsoft.cli.main import main
+
+sys.exit(main())
