@@ -184,9 +184,7 @@ def test_only_whole_games_are_scored():
     """A lost life ends no game, whatever it is to a loss."""
     *_, steps = wander(160, 4, (0, 2))
     assert np.sum(ends(steps)[1]) > 20
-    blind = steps._replace(
-        **{name: None for name in ("observation", "reward", "discount", "cut", "first")}
-    )
+    blind = steps._replace(**dict.fromkeys(("observation", "reward", "discount", "cut", "first")))
     for a, b in zip(score(no_games((2, 4)), steps), score(no_games((2, 4)), blind), strict=True):
         np.testing.assert_array_equal(np.stack(a), np.stack(b))
 
