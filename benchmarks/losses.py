@@ -1,6 +1,6 @@
 """Value and gradient of the losses, a second; and of the whole network under them.
 
-    python -m benchmarks.gradient_throughput [--json FILE] [--quick | --full]
+    python -m benchmarks.losses [--json FILE] [--quick | --full]
 
 Each loss runs on a rollout of T transitions and B environments, differentiated with respect to what
 the network says, as jaxsoft has it and as its alternatives have: rlax, composed per trajectory and
@@ -200,7 +200,7 @@ def torch_sides(name: str, net: Arrays, rollout: Arrays) -> dict[str, Callable[[
     """PyTorch on the device that JAX uses, where it is installed."""
     if importlib.util.find_spec("torch") is None:
         return {}
-    torch_losses = importlib.import_module("benchmarks.torch_losses")
+    torch_losses = importlib.import_module("benchmarks.peers.torch_losses")
     return torch_losses.sides(torch_losses.loss(name, TAU, N, C), net, rollout)
 
 
@@ -352,7 +352,7 @@ def network_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
         if jax.default_backend() == "cpu" and batch <= 2048:
             calls["jax, convolutions as they are"] = through_network(True, frames, rest)[1]
         if importlib.util.find_spec("torch") is not None:
-            torch_losses = importlib.import_module("benchmarks.torch_losses")
+            torch_losses = importlib.import_module("benchmarks.peers.torch_losses")
             calls["torch"] = torch_losses.network(params, frames, rest, TAU, C)
         agree(f"network {batch}", {name: f()[0] for name, f in calls.items()})
         seconds = harness.measure(calls, repetitions=3 if batch > 320 else 7)
@@ -387,7 +387,7 @@ def main() -> None:
     for side in dict.fromkeys(row["side"] for row in rows):
         if side != "jaxsoft":
             print(geometric(rows, side))
-    harness.write(given, "gradient_throughput", rows)
+    harness.write(given, "losses", rows)
 
 
 if __name__ == "__main__":
