@@ -21,6 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, natural, returns
+from jaxsoft.losses.policy_gradient import actor_critic_loss
 
 __all__ = [
     "actor_critic",
@@ -118,7 +119,7 @@ def actor_critic(
     target_t = returns.n_step_soft_q_targets(
         at.v, at.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    return losses.actor_critic_loss(
+    return actor_critic_loss(
         name,
         at.v[:-1],
         at.log_pi[:-1],
@@ -156,7 +157,7 @@ def naive_actor_critic(
     target_t = returns.n_step_soft_q_targets(
         at.v, 0.0, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    return losses.actor_critic_loss(
+    return actor_critic_loss(
         name,
         at.v[:-1],
         at.log_pi[:-1],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxsoft
-from jaxsoft import returns
+from jaxsoft import _recurrence
 from tests.support import oracles
 
 TAU, T = 0.3, 11
@@ -222,15 +222,17 @@ def test_every_evaluation_of_the_recurrence_agrees(window: int) -> None:
     expected = np.stack(
         [oracles.n_step_advantages(*np.asarray([x[:, b], c[:, b]]), window) for b in range(2)], 1
     )
-    np.testing.assert_allclose(returns._by_doubling(x, c, window), expected, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(
+        _recurrence.by_doubling(x, c, window), expected, rtol=1e-13, atol=1e-14
+    )
     if window == 31:
-        np.testing.assert_allclose(returns._by_scan(x, c), expected, rtol=1e-13, atol=1e-14)
-        parallel = returns._by_associative_scan(x, c)
+        np.testing.assert_allclose(_recurrence.by_scan(x, c), expected, rtol=1e-13, atol=1e-14)
+        parallel = _recurrence.by_associative_scan(x, c)
         np.testing.assert_allclose(parallel, expected, rtol=1e-13, atol=1e-14)
         forms = (
-            returns._by_scan,
-            returns._by_associative_scan,
-            lambda x, c: returns._by_doubling(x, c, window),
+            _recurrence.by_scan,
+            _recurrence.by_associative_scan,
+            lambda x, c: _recurrence.by_doubling(x, c, window),
         )
         by_scan, *others = [jax.vjp(f, x, c)[1](jnp.ones_like(x)) for f in forms]
         for other in others:

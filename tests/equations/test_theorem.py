@@ -230,7 +230,15 @@ def test_theorem_for_any_returns(tau, head, estimator):
     soft_q = gradient(lambda h: lib.soft_q_loss(h.q, actions, y))
     for loss in (lib.a2c_loss, lib.tied_soft_q_loss):
         actor_critic = gradient(
-            lambda h, loss=loss: loss(h.v, h.log_pi, actions, y, tau, 1 / tau, h.log_prior)
+            lambda h, loss=loss: loss(
+                h.v,
+                h.log_pi,
+                actions,
+                target_t=y,
+                tau=tau,
+                value_coef=1 / tau,
+                log_prior=h.log_prior,
+            )
         )
         assert_close(soft_q, tau * actor_critic)
 
@@ -354,7 +362,15 @@ def test_differentiated_target(case):
                  case.gradient(case.soft_q))  # fmt: skip
     for loss in (lib.a2c_loss, lib.tied_soft_q_loss):
         held = gradient(
-            lambda h, y, loss=loss: loss(h.v, h.log_pi, case.a, y, tau, 1 / tau, h.log_prior)
+            lambda h, y, loss=loss: loss(
+                h.v,
+                h.log_pi,
+                case.a,
+                target_t=y,
+                tau=tau,
+                value_coef=1 / tau,
+                log_prior=h.log_prior,
+            )
         )
         assert_close(tau * held, case.gradient(case.soft_q))
 
