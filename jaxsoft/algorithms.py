@@ -250,7 +250,7 @@ def damped_natural_q(
     """
     name = "damped_natural_q"
     if _checks.concrete(tau) and not np.all(np.asarray(tau) > 0):
-        raise _checks.fail(name, f"`tau` = {tau}", "tau > 0", "At τ = 0 no policy gradient exists.")
+        raise _checks.fail(name, str(tau), "tau > 0", "At τ = 0 no policy gradient exists.")
     q = _checks.states(name, "q_fn(params)", q_fn(params), "a_tm1", a_tm1)
     v, kl = boltzmann.value_and_kl(q, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(

@@ -46,7 +46,7 @@ def policy_gradient_loss(
     kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
     args = _checks.sequences(
         name,
-        log_pi_a=log_pi_a,
+        log_pi_tm1=log_pi_a,
         advantage_t=_common.fixed(name, "advantage_t", advantage_t),
         tau=tau,
         kl=kl,
@@ -135,7 +135,7 @@ def actor_critic_loss(
     args = _checks.sequences(
         function,
         v_tm1=v_tm1,
-        log_pi_a=_common.take(function, "log_pi_tm1", log_pi_tm1, a_tm1),
+        log_pi_tm1=_common.take(function, "log_pi_tm1", log_pi_tm1, a_tm1),
         target_t=_common.fixed(function, "target_t", target_t),
         target_kl=_common.fixed(function, "target_kl", target_kl_tm1),
         kl=kl_tm1,

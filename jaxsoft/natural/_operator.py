@@ -43,13 +43,18 @@ def linearise(
         if x is not None and jnp.shape(x) != shape:
             raise _checks.fail(
                 function,
-                f"`{name}` {list(jnp.shape(x))} beside log_prob_fn(params) {list(shape)}",
-                "the same shape, one number per sample",
+                f"{list(jnp.shape(x))} and {list(shape)}",
+                f"{name} and log_prob_fn(params) to have the same shape, one number per sample",
                 "log_prob_fn returns log π(a_t|s_t) of the actions taken, unreduced.",
             )
     size = math.prod(shape)
     if size == 0:
-        raise _checks.fail(function, f"log_prob_fn(params) {list(shape)}", "a sample", "Add one.")
+        raise _checks.fail(
+            function,
+            f"shape {list(shape)}",
+            "log_prob_fn(params) of at least one sample",
+            "Pass one.",
+        )
     if weight is None:
         scale = jnp.full(size, 1 / math.sqrt(size), compute)
     else:
@@ -76,7 +81,9 @@ def linearise(
 def computing_dtype(function: str, params: Params) -> np.dtype:
     leaves = jax.tree.leaves(params)
     if not leaves:
-        raise _checks.fail(function, "`params` without arrays", "a tree of arrays", "Pass one.")
+        raise _checks.fail(
+            function, "a tree without arrays", "params to hold arrays", "Pass a tree that does."
+        )
     arrays = [_checks.floating(function, "params", x) for x in leaves]
     return _checks.computing_dtype(jnp.result_type(*arrays))
 

@@ -125,8 +125,8 @@ class Solve:
         if solver not in ("cg", "gram"):
             raise _checks.fail(
                 function,
-                f"`solver` = {solver!r}",
-                "'cg' or 'gram'",
+                repr(solver),
+                "solver to be 'cg' or 'gram'",
                 "'gram' is exact and suits batches smaller than the parameters.",
             )
         _checks.at_least(function, "damping", damping, 0.0)

@@ -57,15 +57,15 @@ def scale_by_fisher(
         import optax  # noqa: PLC0415 (JAX alone must do for everything else)
     except ImportError as error:
         raise ImportError(
-            "jaxsoft.scale_by_fisher returns an Optax transformation, and Optax is not installed: "
-            "pip install optax. `natural_gradient` needs JAX only."
+            "scale_by_fisher: expected Optax, whose transformation it returns, to be installed. "
+            "Install it: pip install optax. Or use natural_gradient, which needs JAX alone."
         ) from error
     name = "scale_by_fisher"
     if solver == "gram" and _checks.concrete(damping) and not np.all(np.asarray(damping) > 0):
         raise _checks.fail(
             name,
-            f"`damping` = {damping} with solver='gram'",
-            "damping > 0",
+            str(damping),
+            "damping > 0 with solver='gram'",
             "Use solver='cg', or `natural_gradient`, whose Gram solve takes damping = 0.",
         )
 
@@ -93,8 +93,9 @@ def scale_by_fisher(
             missing = "params" if params is None else "log_prob_fn"
             raise _checks.fail(
                 name,
-                f"an update without `{missing}`",
-                "optimiser.update(grads, state, params, log_prob_fn=...)",
+                f"an update without {missing}",
+                "params and log_prob_fn",
+                "Call optimiser.update(grads, state, params, log_prob_fn=log_prob_fn), where "
                 "log_prob_fn(params) gives log π(a_t|s_t) of the batch, [N].",
             )
         samples = linearise(name, log_prob_fn, params, weight)
