@@ -59,24 +59,24 @@ def inputs(length: int, batch: int, actions: int, dtype: Any) -> tuple[dict[str,
 
 
 def soft_q(net: Arrays, ro: Arrays, tau: float = TAU) -> Array:
-    return jaxsoft.n_step_soft_q(net["q"], ro["a"], ro["r"], ro["discount"], tau, n=N).mean()
+    return jaxsoft.n_step_soft_q(
+        net["q"], ro["a"], ro["r"], discount_t=ro["discount"], tau=tau, n=N
+    ).mean()
 
 
 def policy_gradient(net: Arrays, ro: Arrays, naive: bool = False) -> Array:
-    form = jaxsoft.naive_policy_gradient if naive else jaxsoft.policy_gradient
+    form = jaxsoft.naive_actor_critic if naive else jaxsoft.actor_critic
     log_pi = jax.nn.log_softmax(net["logits"])
-    length = len(ro["r"])
-    rest = (ro["a"], ro["r"], ro["discount"], TAU)
-    return form(net["v"], log_pi, *rest, n=length, value_coef=C, log_prior=0.0).mean()
+    return form(net["v"], log_pi, ro["a"], **whole_rollout(ro), value_coef=C, log_prior=0.0).mean()
 
 
 def tied_soft_q(net: Arrays, ro: Arrays) -> Array:
-    log_pi, v = jax.nn.log_softmax(net["logits"]), net["v"]
-    kl = jaxsoft.kl_to_prior(log_pi[:-1])
-    delta = jaxsoft.td_errors(ro["r"], ro["discount"], v[:-1], v[1:], kl, TAU)
-    advantage = jaxsoft.n_step_advantages(delta, ro["discount"], len(delta))
-    target = jaxsoft.soft_q_targets(advantage, v[:-1], kl, TAU)
-    return jaxsoft.tied_soft_q_loss(v[:-1], log_pi[:-1], ro["a"], target, TAU, C).mean()
+    log_pi = jax.nn.log_softmax(net["logits"])
+    return jaxsoft.tied_soft_q(net["v"], log_pi, ro["a"], **whole_rollout(ro), value_coef=C).mean()
+
+
+def whole_rollout(ro: Arrays) -> dict[str, Any]:
+    return {"r_t": ro["r"], "discount_t": ro["discount"], "tau": TAU, "n": len(ro["r"])}
 
 
 # ---- the shortest batched JAX --------------------------------------------------------------------
@@ -272,8 +272,8 @@ def loss_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
 
 
 def advantages(r: Array, discount: Array, v: Array) -> Array:
-    delta = jaxsoft.td_errors(r, discount, v[:-1], v[1:], 0.0, 0.0)
-    return jaxsoft.lambda_advantages(delta, discount, 0.95)
+    delta = jaxsoft.td_errors(v[:-1], r, discount, v_t=v[1:], kl_tm1=0.0, tau=0.0)
+    return jaxsoft.lambda_advantages(delta, discount, lambda_=0.95)
 
 
 def rlax_advantages(r: Array, discount: Array, v: Array) -> Array:
@@ -329,7 +329,9 @@ def through_network(
 
     def loss(params: Any, frames: Array, rest: Arrays) -> Array:
         v, log_pi = network.apply(params, frames)
-        return jaxsoft.a2c_loss(v, log_pi, rest["a"], rest["target"], TAU, C).mean()
+        return jaxsoft.a2c_loss(
+            v, log_pi, rest["a"], target_t=rest["target"], tau=TAU, value_coef=C
+        ).mean()
 
     options = {} if native else compiler_options()
     gradient = jax.jit(jax.value_and_grad(loss), compiler_options=options)
