@@ -25,9 +25,9 @@ run: ## Set up, train soft Q and A2C on GAME for STEPS, compare
 
 bench: ## Measure, in ten minutes on two cores, and compare with the committed results
 	@$(SETUP) bench
-	$(BIN)/python -m benchmarks.gradient_throughput --json build/bench/gradient_throughput_cpu.json
-	$(BIN)/python -m benchmarks.natural_gradient --json build/bench/natural_gradient_cpu.json
-	$(BIN)/python -m benchmarks.training_throughput --json build/bench/training_throughput_cpu.json
+	$(BIN)/python -m benchmarks.losses --json build/bench/losses_cpu.json
+	$(BIN)/python -m benchmarks.natural --json build/bench/natural_cpu.json
+	$(BIN)/python -m benchmarks.training --json build/bench/training_cpu.json
 	$(BIN)/python -m benchmarks.memory --json build/bench/memory_cpu.json
 	$(BIN)/python -m benchmarks.regression build/bench
 

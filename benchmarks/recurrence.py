@@ -3,7 +3,7 @@
     python -m benchmarks.recurrence [--json FILE] [--quick | --full]
 
 The library takes the sequential scan on a CPU, an associative scan elsewhere, and doubling for
-windows (`jaxsoft.returns._suffix_sums`). The other candidates live here only.
+windows (`jaxsoft._recurrence.suffix_sums`). The other candidates live here only.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from benchmarks import harness
-from jaxsoft import returns
+from jaxsoft import _recurrence
 
 Recurrence = Callable[[Array, Array], Array]
 
@@ -38,7 +38,7 @@ def scan_unrolled(x: Array, c: Array, unroll: int) -> Array:
 
 def vmapped_scan(x: Array, c: Array) -> Array:
     """One trajectory at a time under vmap, as per-trajectory libraries are used."""
-    return jax.vmap(returns._by_scan, 1, 1)(x, c)
+    return jax.vmap(_recurrence.by_scan, 1, 1)(x, c)
 
 
 def horner(x: Array, c: Array, window: int) -> Array:
@@ -88,22 +88,22 @@ def blocked(x: Array, c: Array, window: int) -> Array:
 
 def whole(length: int) -> dict[str, Recurrence]:
     candidates: dict[str, Recurrence] = {
-        "scan": returns._by_scan,
+        "scan": _recurrence.by_scan,
         "scan, unroll 8": functools.partial(scan_unrolled, unroll=8),
-        "associative": returns._by_associative_scan,
-        "doubling": functools.partial(returns._by_doubling, window=length),
+        "associative": _recurrence.by_associative_scan,
+        "doubling": functools.partial(_recurrence.by_doubling, window=length),
         "scan under vmap": vmapped_scan,
-        "library": returns._suffix_sums,
+        "library": _recurrence.suffix_sums,
     }
     return candidates | ({"unrolled": unrolled} if length <= 128 else {})
 
 
 def windowed(window: int) -> dict[str, Recurrence]:
     candidates: dict[str, Recurrence] = {
-        "doubling": functools.partial(returns._by_doubling, window=window),
+        "doubling": functools.partial(_recurrence.by_doubling, window=window),
         "carried": functools.partial(carried, window=window),
         "blocked": functools.partial(blocked, window=window),
-        "library": functools.partial(returns._suffix_sums, window=window),
+        "library": functools.partial(_recurrence.suffix_sums, window=window),
     }
     return candidates | (
         {"horner": functools.partial(horner, window=window)} if window <= 32 else {}

@@ -21,7 +21,14 @@ def compare(**changes):
     @jax.jit
     def check(params, observations, actions, rewards, discounts):
         return jaxsoft.check_equivalence(
-            catch.network, params, observations, actions, rewards, discounts, TAU, **changes
+            catch.network,
+            params,
+            observations,
+            actions,
+            r_t=rewards,
+            discount_t=discounts,
+            tau=TAU,
+            **changes,
         )
 
     return check
@@ -71,7 +78,7 @@ def show_preconditions(params, key):
         "actions at temperature 2τ": {"behaviour_log_pi": hotter},
         "target differentiated": {"target": moving_target},
         "value target differentiated": {"value_target": moving_target},
-        "Huber in the place of the square": {"error_loss": huber},
+        "Huber instead of the square": {"error_loss": huber},
     }
     print("\nPrecondition broken                   expected difference   weighted by π/μ   noticed")
     for name, changes in cases.items():

@@ -21,6 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, natural, returns
+from jaxsoft.losses.policy_gradient import actor_critic_loss
 
 __all__ = [
     "actor_critic",
@@ -118,7 +119,7 @@ def actor_critic(
     target_t = returns.n_step_soft_q_targets(
         at.v, at.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    return losses.actor_critic_loss(
+    return actor_critic_loss(
         name,
         at.v[:-1],
         at.log_pi[:-1],
@@ -156,7 +157,7 @@ def naive_actor_critic(
     target_t = returns.n_step_soft_q_targets(
         at.v, 0.0, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    return losses.actor_critic_loss(
+    return actor_critic_loss(
         name,
         at.v[:-1],
         at.log_pi[:-1],
@@ -249,7 +250,7 @@ def damped_natural_q(
     """
     name = "damped_natural_q"
     if _checks.concrete(tau) and not np.all(np.asarray(tau) > 0):
-        raise _checks.fail(name, f"`tau` = {tau}", "tau > 0", "At τ = 0 no policy gradient exists.")
+        raise _checks.fail(name, str(tau), "tau > 0", "At τ = 0 no policy gradient exists.")
     q = _checks.states(name, "q_fn(params)", q_fn(params), "a_tm1", a_tm1)
     v, kl = boltzmann.value_and_kl(q, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(

@@ -158,8 +158,8 @@ def q_from_policy(
     if value.shape != log_pi.shape[:-1]:
         raise _checks.fail(
             "q_from_policy",
-            f"`value` {list(value.shape)} beside `log_pi` {list(log_pi.shape)}",
-            f"`value` {list(log_pi.shape[:-1])}, one a state",
+            f"{list(value.shape)} and {list(log_pi.shape)}",
+            "value [...] to hold one number per state of log_pi [..., A]",
             "Drop a trailing axis of size one from the value head: value[..., 0].",
         )
     dtype = jnp.promote_types(value.dtype, dtype) if value.ndim else dtype
@@ -188,8 +188,8 @@ def sample_actions(key: Array, log_pi: ArrayLike) -> Array:
     if key.shape not in ((), logits.shape[:-1]):
         raise _checks.fail(
             "sample_actions",
-            f"`key` {list(key.shape)} beside `log_pi` {list(logits.shape)}",
-            f"one key, or one per state, {list(logits.shape[:-1])}",
+            f"{list(key.shape)} and {list(logits.shape)}",
+            "key to be one key, or one per state of log_pi, without its last axis",
             "Split it: jax.random.split(key, log_pi.shape[:-1]).",
         )
     draw = jax.random.categorical
@@ -234,8 +234,8 @@ def _enter(
         ):
             raise _checks.fail(
                 function,
-                f"`tau` {list(tau.shape)} beside `{name}` {list(q.shape)}",
-                f"a scalar, or {list(batch)} with any axis 1",
+                str(list(tau.shape)),
+                f"tau to be a scalar, or {list(batch)} with any axis 1, for {name} {list(q.shape)}",
                 "Reshape tau, or vmap over it.",
             )
         tau = tau[..., None]
@@ -262,9 +262,9 @@ def _pair(
     if not shape or shape[-1] != actions:
         raise _checks.fail(
             function,
-            f"`log_prior` {list(prior.shape)} beside `{name}` {list(array.shape)}",
-            f"a log-measure that broadcasts against `{name}`, its last axis {actions} or 1",
-            "Its last axis is actions; add batch axes in front of it.",
+            str(list(prior.shape)),
+            f"a log_prior that broadcasts against {name} {list(array.shape)}",
+            f"Its last axis is actions, {actions} or 1; add batch axes in front of it.",
         )
     prior = prior.reshape((1,) * (len(shape) - prior.ndim) + prior.shape)
     return (
@@ -278,8 +278,8 @@ def _same_shape(function: str, name: str, x: Array, other: str, y: Array) -> Non
     if x.shape != y.shape:
         raise _checks.fail(
             function,
-            f"`{name}` {list(x.shape)} beside `{other}` {list(y.shape)}",
-            "the same shape",
+            f"{list(x.shape)} and {list(y.shape)}",
+            f"{name} and {other} to have the same shape",
             "Both are [..., A], for the same states and actions.",
         )
 

@@ -52,7 +52,7 @@ class Preconditions(NamedTuple):
     squared: Array
 
 
-_MENDING = {
+_FIXES = {
     "acting": (
         "actions come from another policy than π: ε-greedy, another τ, old parameters",
         "act by log_policy(q, tau), or weigh both losses' first step by π/μ",
@@ -116,8 +116,8 @@ class Equivalence(NamedTuple):
         if broken:
             lines.append("Preconditions that do not hold:")
             for name, size in broken.items():
-                what, mend = _MENDING[name]
-                lines += [f"  {name:<14}{size:8.2g}   {what}", f"{'→ ':>27}{mend}"]
+                what, fix = _FIXES[name]
+                lines += [f"  {name:<14}{size:8.2g}   {what}", f"{'→ ':>27}{fix}"]
         else:
             lines.append("All preconditions hold: soft Q-learning is a policy gradient here.")
         return "\n".join(lines)
@@ -229,8 +229,8 @@ def check_equivalence(
     if log_mu.shape != now.log_pi[:-1].shape:
         raise _checks.fail(
             name,
-            f"`behaviour_log_pi` {list(log_mu.shape)}",
-            f"{list(now.log_pi[:-1].shape)}, log μ of every action at the T starts",
+            str(list(log_mu.shape)),
+            f"behaviour_log_pi {list(now.log_pi[:-1].shape)}, log μ of every action",
             "Keep the whole vector of log-probabilities when acting, not the taken one's alone.",
         )
     sampled_q, sampled_pg = sampled(soft_q), sampled(policy_gradient)

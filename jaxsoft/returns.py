@@ -21,12 +21,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks, boltzmann
+from jaxsoft import _checks, _recurrence, boltzmann
 
 __all__ = [
     "VTrace",
@@ -276,7 +275,7 @@ def trace_targets(
     q, r, discount, v_end, trace = args.arrays
     delta = r + discount * v_end - q
     # Transition t goes on into t + 1 by the coefficient of the action taken there.
-    following = _shift(jnp.broadcast_to(trace, args.shape), 1)
+    following = _recurrence.shift(jnp.broadcast_to(trace, args.shape), 1)
     errors = _advantages(name, args._replace(arrays=(delta, discount * following)), cut_t)
     return (q + errors).astype(args.dtype)
 
@@ -364,7 +363,7 @@ def v_trace(
     trace = decay * jnp.minimum(ratio, jnp.asarray(clip_c, ratio.dtype))
     errors = _advantages(name, args._replace(arrays=(rho * delta, discount * trace)), cut_t)
     goes_on = _continuation(name, args, discount, cut_t)
-    advantages = rho * (delta + goes_on * _shift(errors, 1))
+    advantages = rho * (delta + goes_on * _recurrence.shift(errors, 1))
     return VTrace(errors.astype(args.dtype), advantages.astype(args.dtype))
 
 
@@ -385,61 +384,4 @@ def _advantages(
 ) -> Array:
     x, coefficient = args.arrays
     coefficient = _continuation(function, args, coefficient, cut_t)
-    return _suffix_sums(jnp.broadcast_to(x, args.shape), coefficient, window)
-
-
-def _suffix_sums(x: Array, coefficient: Array, window: int | None = None) -> Array:
-    """G_t = Σ_{d<window} (Π_{k<d} c_{t+k}) x_{t+d} along axis 0, to its end without a window.
-
-    Chosen by measurement (`benchmarks/recurrence.py`): on a CPU the sequential scan streams
-    through memory once and is the fastest form or near it, but has no window. The window by
-    doubling costs log₂ n passes, has no division and no difference of prefix sums, so it is as
-    exact as the plain sum also across zeros. Elsewhere than on a CPU, where T tiny kernels in a
-    row are slow, the whole recurrence is an associative scan.
-    """
-    if window is not None and window < x.shape[0]:
-        return _by_doubling(x, coefficient, window)
-    sums: Array = jax.lax.platform_dependent(
-        x, coefficient, cpu=_by_scan, default=_by_associative_scan
-    )
-    return sums
-
-
-# The bodies stand at module level: a new function object a call would compile anew each time.
-
-
-def _step(following: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-    here = inputs[0] + inputs[1] * following
-    return here, here
-
-
-def _combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
-    return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
-
-
-def _by_scan(x: Array, coefficient: Array) -> Array:
-    return jax.lax.scan(_step, jnp.zeros_like(x[0]), (x, coefficient), reverse=True)[1]
-
-
-def _by_associative_scan(x: Array, coefficient: Array) -> Array:
-    sums: Array = jax.lax.associative_scan(_combine, (x, coefficient), reverse=True)[0]
-    return sums
-
-
-def _by_doubling(x: Array, coefficient: Array, window: int) -> Array:
-    # `sums` and `products` cover `width` steps; `total` gathers the widths that are set in the
-    # binary form of the window, the shorter ones behind the longer.
-    total, sums, products, width = jnp.zeros_like(x), x, coefficient, 1
-    while True:
-        if window & width:
-            total = sums + products * _shift(total, width)
-        if 2 * width > window:
-            return total
-        sums = sums + products * _shift(sums, width)
-        products = products * _shift(products, width)
-        width *= 2
-
-
-def _shift(x: Array, steps: int) -> Array:
-    """x_{t+steps}, with zeros behind the end."""
-    return jnp.concatenate([x[steps:], jnp.zeros_like(x[:steps])])
+    return _recurrence.suffix_sums(jnp.broadcast_to(x, args.shape), coefficient, window)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.analysis.curves import read_rows
-from jaxsoft.cli.config import ConfigError, flag, from_json, to_json
+from jaxsoft.agents.settings import flag
+from jaxsoft.cli.config import ConfigError, from_json, to_json
 from jaxsoft.training.logs import read_csv, writing
 
 __all__ = ["CSVS", "Collected", "about_run", "curve_rows", "read", "together", "write", "write_csv"]

@@ -32,9 +32,9 @@ from experiments.engine import collected
 from experiments.engine.collected import Collected
 from experiments.report import tables as report
 from experiments.studies import STUDIES, Preset, Study
-from jaxsoft.cli import assembly, train
-from jaxsoft.cli.config import Config, ConfigError, complete
-from jaxsoft.cli.defaults import NATURAL, REPLAY
+from jaxsoft.agents.registry import ALGORITHMS
+from jaxsoft.cli import train
+from jaxsoft.cli.config import Config, ConfigError, look_up
 from jaxsoft.cli.options import parse, stop_with
 from jaxsoft.training.logs import writing
 
@@ -55,9 +55,7 @@ class Cell:
     @functools.cached_property
     def config(self) -> Config:
         """The settings, completed."""
-        about = assembly.look_up(self.game)
-        given = parse([*self.words, "--out", str(self.out)])[0]
-        return complete(given, images=len(about.observation_shape) == 3, atari=about.is_atari)
+        return parse([*self.words, "--out", str(self.out)])[0]
 
     @property
     def done(self) -> int:
@@ -74,7 +72,7 @@ class Cell:
         if not self.done:
             return False
         config = parse([*self.words, "--out", str(self.out), "--resume"])[0]
-        per_update = config.num_envs * config.rollout_length
+        per_update = config.settings.num_envs * config.settings.rollout_length
         return self.done >= self.steps // per_update * per_update
 
 
@@ -179,13 +177,13 @@ def _known(cell: Cell, known: Sequence[dict[str, str]], device: str) -> tuple[fl
     )
 
 
-def _kind(algorithm: str) -> tuple[bool, bool]:
+def _kind(algorithm: str) -> str:
     """Algorithms of one kind take about as long."""
-    return algorithm in REPLAY, algorithm in NATURAL
+    return ALGORITHMS[algorithm].seeds
 
 
 def _has_images(game: str) -> bool:
-    return len(assembly.look_up(game).observation_shape) == 3
+    return len(look_up(game).observation.shape) == 3
 
 
 def _ranges(seeds: Sequence[int]) -> str:

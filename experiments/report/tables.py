@@ -14,7 +14,7 @@ from experiments.analysis.statistics import Estimate
 from experiments.report import panels
 from experiments.report.panels import Line, Panel
 from experiments.studies import STUDIES, Study
-from jaxsoft.cli import assembly
+from jaxsoft.cli.config import look_up
 
 __all__ = [
     "build",
@@ -274,7 +274,7 @@ def _seconds_a_step(runs: list[dict[str, str]]) -> dict[tuple[str, str], float]:
 
 
 def _frames(game: str) -> str:
-    return "steps (4 frames each)" if assembly.look_up(game).is_atari else "steps"
+    return "steps (4 frames each)" if look_up(game).is_atari else "steps"
 
 
 def _curve_panels(study: Study, data: Data, runs: list[dict[str, str]]) -> list[list[Panel | None]]:

@@ -1,6 +1,6 @@
 """What natural gradients cost, in plain gradients of the same batch, and what they gain.
 
-    python -m benchmarks.natural_gradient [--json FILE] [--quick | --full]
+    python -m benchmarks.natural [--json FILE] [--quick | --full]
 
 Cost: networks, batches and sizes; the plain gradient is that of the mean of log π(a)Δ. `gram` and
 `cg` are whole steps, `K alone` the Gram matrix, `K from the Jacobian` the same without structure.
@@ -234,7 +234,7 @@ def main() -> None:
         few = [Case("MLP", 80), Case("Nature CNN", 80)]
         rows += damping(few if given.full else few[:1], 3)
         rows += descent([*few, Case("MLP", 512)] if given.full else few[:1], 10, 5)
-    harness.write(given, "natural_gradient", rows)
+    harness.write(given, "natural", rows)
 
 
 if __name__ == "__main__":

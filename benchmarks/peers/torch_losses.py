@@ -1,4 +1,4 @@
-"""The losses and the network of `gradient_throughput` in PyTorch, where it is installed."""
+"""The losses and the network of `losses` in PyTorch, where it is installed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""stable-baselines3's A2C on EnvPool, for `training_throughput`; needs stable-baselines3."""
+"""stable-baselines3's A2C on EnvPool, for `training`; needs stable-baselines3."""
 
 from typing import Any
 

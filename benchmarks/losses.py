@@ -1,6 +1,6 @@
 """Value and gradient of the losses, a second; and of the whole network under them.
 
-    python -m benchmarks.gradient_throughput [--json FILE] [--quick | --full]
+    python -m benchmarks.losses [--json FILE] [--quick | --full]
 
 Each loss runs on a rollout of T transitions and B environments, differentiated with respect to what
 the network says, as jaxsoft has it and as its alternatives have: rlax, composed per trajectory and
@@ -59,24 +59,24 @@ def inputs(length: int, batch: int, actions: int, dtype: Any) -> tuple[dict[str,
 
 
 def soft_q(net: Arrays, ro: Arrays, tau: float = TAU) -> Array:
-    return jaxsoft.n_step_soft_q(net["q"], ro["a"], ro["r"], ro["discount"], tau, n=N).mean()
+    return jaxsoft.n_step_soft_q(
+        net["q"], ro["a"], ro["r"], discount_t=ro["discount"], tau=tau, n=N
+    ).mean()
 
 
 def policy_gradient(net: Arrays, ro: Arrays, naive: bool = False) -> Array:
-    form = jaxsoft.naive_policy_gradient if naive else jaxsoft.policy_gradient
+    form = jaxsoft.naive_actor_critic if naive else jaxsoft.actor_critic
     log_pi = jax.nn.log_softmax(net["logits"])
-    length = len(ro["r"])
-    rest = (ro["a"], ro["r"], ro["discount"], TAU)
-    return form(net["v"], log_pi, *rest, n=length, value_coef=C, log_prior=0.0).mean()
+    return form(net["v"], log_pi, ro["a"], **whole_rollout(ro), value_coef=C, log_prior=0.0).mean()
 
 
 def tied_soft_q(net: Arrays, ro: Arrays) -> Array:
-    log_pi, v = jax.nn.log_softmax(net["logits"]), net["v"]
-    kl = jaxsoft.kl_to_prior(log_pi[:-1])
-    delta = jaxsoft.td_errors(ro["r"], ro["discount"], v[:-1], v[1:], kl, TAU)
-    advantage = jaxsoft.n_step_advantages(delta, ro["discount"], len(delta))
-    target = jaxsoft.soft_q_targets(advantage, v[:-1], kl, TAU)
-    return jaxsoft.tied_soft_q_loss(v[:-1], log_pi[:-1], ro["a"], target, TAU, C).mean()
+    log_pi = jax.nn.log_softmax(net["logits"])
+    return jaxsoft.tied_soft_q(net["v"], log_pi, ro["a"], **whole_rollout(ro), value_coef=C).mean()
+
+
+def whole_rollout(ro: Arrays) -> dict[str, Any]:
+    return {"r_t": ro["r"], "discount_t": ro["discount"], "tau": TAU, "n": len(ro["r"])}
 
 
 # ---- the shortest batched JAX --------------------------------------------------------------------
@@ -200,7 +200,7 @@ def torch_sides(name: str, net: Arrays, rollout: Arrays) -> dict[str, Callable[[
     """PyTorch on the device that JAX uses, where it is installed."""
     if importlib.util.find_spec("torch") is None:
         return {}
-    torch_losses = importlib.import_module("benchmarks.torch_losses")
+    torch_losses = importlib.import_module("benchmarks.peers.torch_losses")
     return torch_losses.sides(torch_losses.loss(name, TAU, N, C), net, rollout)
 
 
@@ -272,8 +272,8 @@ def loss_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
 
 
 def advantages(r: Array, discount: Array, v: Array) -> Array:
-    delta = jaxsoft.td_errors(r, discount, v[:-1], v[1:], 0.0, 0.0)
-    return jaxsoft.lambda_advantages(delta, discount, 0.95)
+    delta = jaxsoft.td_errors(v[:-1], r, discount, v_t=v[1:], kl_tm1=0.0, tau=0.0)
+    return jaxsoft.lambda_advantages(delta, discount, lambda_=0.95)
 
 
 def rlax_advantages(r: Array, discount: Array, v: Array) -> Array:
@@ -329,7 +329,9 @@ def through_network(
 
     def loss(params: Any, frames: Array, rest: Arrays) -> Array:
         v, log_pi = network.apply(params, frames)
-        return jaxsoft.a2c_loss(v, log_pi, rest["a"], rest["target"], TAU, C).mean()
+        return jaxsoft.a2c_loss(
+            v, log_pi, rest["a"], target_t=rest["target"], tau=TAU, value_coef=C
+        ).mean()
 
     options = {} if native else compiler_options()
     gradient = jax.jit(jax.value_and_grad(loss), compiler_options=options)
@@ -352,7 +354,7 @@ def network_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
         if jax.default_backend() == "cpu" and batch <= 2048:
             calls["jax, convolutions as they are"] = through_network(True, frames, rest)[1]
         if importlib.util.find_spec("torch") is not None:
-            torch_losses = importlib.import_module("benchmarks.torch_losses")
+            torch_losses = importlib.import_module("benchmarks.peers.torch_losses")
             calls["torch"] = torch_losses.network(params, frames, rest, TAU, C)
         agree(f"network {batch}", {name: f()[0] for name, f in calls.items()})
         seconds = harness.measure(calls, repetitions=3 if batch > 320 else 7)
@@ -387,7 +389,7 @@ def main() -> None:
     for side in dict.fromkeys(row["side"] for row in rows):
         if side != "jaxsoft":
             print(geometric(rows, side))
-    harness.write(given, "gradient_throughput", rows)
+    harness.write(given, "losses", rows)
 
 
 if __name__ == "__main__":

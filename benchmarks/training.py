@@ -1,8 +1,8 @@
 """Environment steps per second of the training program: a budget, its scaling, its peers.
 
-    python -m benchmarks.training_throughput [--json FILE] [--quick | --full]
+    python -m benchmarks.training [--json FILE] [--quick | --full]
 
-Budget: the program's parts are measured beside it, in turns. Environment: the emulators alone,
+Budget: the program's parts are measured beside it, interleaved. Environment: the emulators alone,
 stepped inside a compiled program with random actions. Acting: the network's forward pass and the
 draw of actions on T batches of N. Learning: one update on a rollout. They follow one another, so
 that the rate they allow is 1 / (sum of their times).
@@ -20,23 +20,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from benchmarks import harness
 from benchmarks.harness import compiled
-from jaxsoft import environments
-from jaxsoft.agents import networks, off_policy, on_policy
-from jaxsoft.agents.base import Learner
+from jaxsoft.agents.registry import ALGORITHMS
+from jaxsoft.cli import assembly
+from jaxsoft.cli.config import Config, complete
 from jaxsoft.environments import EnvPool
+from jaxsoft.training.graph import GraphLoop
 from jaxsoft.training.launch import keep_pages
-from jaxsoft.training.loop import GraphLoop, initial
+from jaxsoft.training.loop import initial
 
 Sides = dict[str, Callable[[], Any]]
 Row = dict[str, Any]
 
-ON_POLICY = ("a2c", "soft_q", "a2c_naive", "pgq", "pcl", "nstep_soft_q", "damped_q", "natural_pg")
 BRIEFLY = ("a2c", "natural_pg", "soft_q")
-REPLAY = ("dqn", "soft_dqn_kl", "soft_dqn_entropy")
 
 
 class Size(NamedTuple):
@@ -64,58 +62,35 @@ class Size(NamedTuple):
         }
 
 
-def learner(size: Size, *, capacity: int = 20_000) -> Learner:
-    """The algorithm with the paper's settings, or what takes the same time."""
-    about = environments.about(size.game)
-    shape, dtype, algorithm = about.observation_shape, about.observation_dtype, size.algorithm
-    has_q = algorithm in (*REPLAY, "nstep_soft_q", "damped_q")
-    head = networks.QNetwork if has_q else networks.ActorCritic
-    network = head(networks.torso_for(shape, dtype), about.num_actions, len(shape))
+def config(size: Size, *, capacity: int = 20_000) -> Config:
+    """What the command line would be given: the defaults, but learning from the first step on."""
+    given = {
+        "game": size.game,
+        "algorithm": size.algorithm,
+        "steps": 10_000_000,
+        "seeds": tuple(range(size.seeds)),
+        "num_envs": size.num_envs,
+        "rollout_length": size.length,
+    }
+    if has_replay(size.algorithm):
+        given |= {"capacity": capacity, "learning_starts": 1}
+    return complete(given)
 
-    def start(key: Any) -> Any:
-        return network.init(key, jnp.zeros((1, *shape), dtype))
 
-    if algorithm in REPLAY:
-        return off_policy.learner(
-            network.apply,
-            start,
-            optimiser=optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-4)),
-            epsilon=optax.constant_schedule(0.1),
-            num_envs=size.num_envs,
-            observation_shape=shape,
-            observation_dtype=dtype,
-            stack=shape[0] if about.is_atari else 1,
-            capacity=capacity,
-            tau=0.0 if algorithm == "dqn" else 0.1,
-            log_prior=0.0 if algorithm == "soft_dqn_entropy" else None,
-            learning_starts=0,
-        )
-    natural = {"natural_pg": on_policy.natural_pg, "damped_q": on_policy.damped_q}
-    solver = "gram" if about.is_atari else "cg"
-    clip = optax.clip_by_global_norm(0.5)
-    rmsprop = optax.rmsprop(7e-4, decay=0.99, eps=1e-5, initial_scale=1.0)
-    return on_policy.learner(
-        network.apply,
-        start,
-        on_policy.ALGORITHMS.get(algorithm),
-        gradient=natural[algorithm](solver=solver) if algorithm in natural else None,
-        optimiser=optax.chain(clip, optax.sgd(0.1) if algorithm in natural else rmsprop),
-        objective=on_policy.Objective(n=size.length),
-    )
+def has_replay(algorithm: str) -> bool:
+    return ALGORITHMS[algorithm].seeds == "side by side"
 
 
 def pool(size: Size) -> EnvPool:
-    atari = environments.about(size.game).is_atari
-    options = {"episodic_life": True, "reward_clip": True} if atari else {}
-    seeds = range(size.seeds)
-    return EnvPool(size.game, num_envs=size.num_envs, seeds=seeds, **options)  # type: ignore[arg-type]
+    options = assembly.options(config(size))
+    return EnvPool(size.game, num_envs=size.num_envs, seeds=range(size.seeds), **options)
 
 
 def whole(size: Size) -> Callable[[], Any]:
     """A call that trains on."""
-    loop = GraphLoop(pool(size), learner(size), length=size.length)
+    loop = assembly.loop(config(size), driver="graph")
     held: dict[str, Any] = {
-        "state": initial(loop.learner, range(size.seeds)),
+        "state": initial(loop.agent, range(size.seeds)),
         "actors": loop.start(),
     }
 
@@ -129,14 +104,14 @@ def whole(size: Size) -> Callable[[], Any]:
 
 def parts(size: Size) -> Sides:
     """The same in parts, for one seed."""
-    alone, one = pool(size), learner(size)
+    alone, one = pool(size), assembly.agent(config(size))
     environment, step = alone.reset()
     steps = size.updates * size.length
 
     @compiled
     def emulate(environment: Any, key: Any) -> Any:
         def step(environment: Any, key: Any) -> Any:
-            action = jax.random.randint(key, alone.batch_shape, 0, alone.num_actions)
+            action = jax.random.randint(key, alone.batch_shape, 0, alone.action.categories)
             environment, then = alone.step(environment, action)
             return environment, then.reward.sum()
 
@@ -146,7 +121,7 @@ def parts(size: Size) -> Sides:
     _, rollout = loop.collect(initial(one, (0,)), loop.start())
     rollout = jax.tree.map(lambda x: x[:, 0], rollout)
     observation = jnp.asarray(step.observation[0])
-    state = jax.tree.map(lambda x: x[0], initial(one, (0,)).learner)
+    state = jax.tree.map(lambda x: x[0], initial(one, (0,)).agent)
 
     @compiled
     def act(state: Any, observation: Any, key: Any) -> Any:
@@ -154,10 +129,8 @@ def parts(size: Size) -> Sides:
             # The action of a step goes into the next observation: nothing can be hoisted.
             seen = observation + (total > 10**9).astype(observation.dtype)
             keys = jax.random.split(key, size.num_envs)
-            if one.act_and_keep is None:
-                return total + one.act(state, seen, keys).sum(), None
-            action, kept = one.act_and_keep(state, seen, keys)
-            return total + action.sum(), kept
+            action, _, extras = one.act(state, None, seen, keys)
+            return total + action.sum(), extras
 
         zero = jnp.zeros((), jnp.int32)
         return jax.lax.scan(step, zero, jax.random.split(key, steps))
@@ -166,7 +139,7 @@ def parts(size: Size) -> Sides:
     def learn(state: Any, rollout: Any, key: Any) -> Any:
         def update(state: Any, key: Any) -> Any:
             state, metrics = one.update(state, rollout, key)
-            return state, metrics["loss"]
+            return state, metrics.sums["loss"]
 
         # The state, too: where nothing takes it, one update alone would not be carried out.
         return jax.lax.scan(update, state, jax.random.split(key, size.updates))
@@ -225,21 +198,21 @@ def peers(sizes: Sequence[Size], repetitions: int) -> list[Row]:
     if importlib.util.find_spec("stable_baselines3") is None:
         print("stable-baselines3 is not installed: left out")
         return []
-    theirs = importlib.import_module("benchmarks.peers")
+    theirs = importlib.import_module("benchmarks.peers.stable_baselines3")
     rows = []
     for size in sizes:
         options = {"episodic_life": True, "reward_clip": True}
         shape = (size.game, size.num_envs, size.length, size.updates)
         sides = {"jaxsoft": whole(size), "stable-baselines3": theirs.a2c(*shape, **options)}
         seconds = harness.measure(sides, repetitions=repetitions, at_least=0.0)
-        quicker = [
+        faster = [
             b / a for a, b in zip(seconds["jaxsoft"], seconds["stable-baselines3"], strict=True)
         ]
         row = size.row("peers") | {
             "steps_per_second": {
                 name: spread([size.steps / x for x in times]) for name, times in seconds.items()
             },
-            "times_as_fast": spread(quicker),
+            "times_as_fast": spread(faster),
         }
         rows.append(row)
         rates = {name: x["median"] for name, x in row["steps_per_second"].items()}
@@ -267,7 +240,9 @@ def main() -> None:
         rows += scaling("seeds", [Size("Catch-v0", "a2c", 16, 8, 100, s) for s in (1, 4)], 3)
     else:
         rows = peers([Size("Pong-v5", "a2c", 16, 5, 8), Size("Pong-v5", "a2c", 64, 32, 1)], 5)
-        several, replay = (ON_POLICY, REPLAY) if given.full else (BRIEFLY[:2], REPLAY[:1])
+        replay = [name for name in ALGORITHMS if has_replay(name)]
+        on_policy = [name for name in ALGORITHMS if name not in replay]
+        several, replay = (on_policy, replay) if given.full else (BRIEFLY[:2], replay[:1])
         sizes = [Size("Pong-v5", name, 16, 5, 4) for name in several]
         sizes += [Size("Pong-v5", name, 64, 32, 1) for name in several[: 2 if given.full else 1]]
         sizes += [Size("Pong-v5", name, 8, 4, 8) for name in replay]
@@ -281,7 +256,7 @@ def main() -> None:
             rows += scaling("steps an update", [Size("Pong-v5", "a2c", 16, t, 1) for t in long], 3)
         seeds = (1, 8, 32, 64) if given.full else (1, 32)
         rows += scaling("seeds", [Size("Catch-v0", "a2c", 16, 8, 100, s) for s in seeds], 3)
-    harness.write(given, "training_throughput", rows)
+    harness.write(given, "training", rows)
 
 
 if __name__ == "__main__":
