@@ -11,13 +11,14 @@ import optax
 import pytest
 
 import jaxsoft
-from jaxsoft import boltzmann, losses, natural, returns
+from jaxsoft import boltzmann, losses, returns
 from jaxsoft.agents import on_policy
 from jaxsoft.agents.base import Metrics, Rollout
 from jaxsoft.agents.natural import damped_q, natural_pg
 from jaxsoft.agents.networks import MLP, ActorCritic, QNetwork
 from jaxsoft.agents.on_policy import Acted, Direction, Objective, direction_of
 from jaxsoft.agents.registry import ALGORITHMS
+from jaxsoft.natural import _operator
 from tests.support import bridge, oracles
 from tests.support.bridge import assert_close, assert_differs, log_of
 
@@ -489,7 +490,7 @@ def test_natural_algorithms_take_the_fast_path(monkeypatch, kind):
     def formed(*_):
         raise AssertionError("the structure is not recognised: the fast path is lost")
 
-    monkeypatch.setattr(natural, "jacobian_gram", formed)
+    monkeypatch.setattr(_operator, "jacobian_gram", formed)
     network = kind(MLP((5,)), A, 1)
     observation = jax.random.normal(jax.random.key(0), (T + 1, N, 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), observation)
