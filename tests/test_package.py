@@ -18,6 +18,7 @@ CORE = [
     "_checks",
     "_convolution",
     "_gram",
+    "_jax",
     "_trees",
     "boltzmann",
     "returns",
@@ -28,8 +29,9 @@ CORE = [
 ]
 ARROWS = {
     "_checks": set(),
-    "_convolution": set(),
-    "_gram": {"_convolution"},
+    "_convolution": {"_jax"},
+    "_gram": {"_convolution", "_jax"},
+    "_jax": set(),
     "_trees": set(),
     "boltzmann": {"_checks"},
     "returns": {"_checks", "boltzmann"},
