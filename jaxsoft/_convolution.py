@@ -1,4 +1,4 @@
-"""A convolution that is quick on a CPU, with its gradients, inside loops and conditions too.
+"""A convolution that is fast on a CPU, with its gradients, inside loops and conditions too.
 
 XLA computes a convolution on a CPU by matrix products over both operands' blocks only where its
 axes lie as [N, H, W, C] * [k, k, C, F] -> [N, H', W', F]. JAX's gradients of it have them in other

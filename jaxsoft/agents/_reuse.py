@@ -2,7 +2,7 @@
 
 What costs in a forward pass are its products of parameters and data. `kept` runs a network and
 hands them out as well; `recalled` runs it with the products given, so that only what lies between
-them is computed anew, and yet its derivatives are those of the network.
+them is computed again, and yet its derivatives are those of the network.
 """
 
 from __future__ import annotations
