@@ -10,11 +10,18 @@ STEPS ?= 300_000
 # Test processes.
 JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
+# JAX's newest release drops old Pythons, so the newest of these.
+NEWEST_PYTHON ?= $(or $(PYTHON),$(shell for p in python3.14 python3.13 python3.12; do $$p -c '' 2>/dev/null && echo $$p && break; done))
+NEWEST := build/newest
+# What reads JAX's programs or adds to its primitives.
+READERS := tests/core/test_jax_shim.py tests/natural/test_gram.py tests/agents/test_convolution.py \
+	tests/agents/test_networks.py tests/agents/test_reuse.py
+
 BIN := $(VENV)/bin
 SETUP := sh .ci/setup "$(VENV)" "$(PYTHON)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench results test test-slow lint format docs hooks wheel constraints clean
+.PHONY: help run bench results test test-slow test-newest lint format docs hooks wheel constraints clean
 
 help: ## Print the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +48,11 @@ test: lint ## Lint, check the format and the types, run the tests
 test-slow: ## Run the slow tests
 	@$(SETUP) dev
 	$(BIN)/python -m pytest -m slow
+
+test-newest: ## Test what reads JAX's inside on its newest release, in an environment of its own
+	@CONSTRAINTS=/dev/null sh .ci/setup $(NEWEST) "$(NEWEST_PYTHON)" train
+	$(NEWEST)/bin/python -m pip install --upgrade flax hypothesis jax pytest
+	$(NEWEST)/bin/python -m pytest $(READERS)
 
 lint: ## Lint, check the format and the types
 	@$(SETUP) dev

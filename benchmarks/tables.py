@@ -209,7 +209,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "natural_damping": ("natural_cpu", natural_damping),
     "natural_descent": ("natural_cpu", natural_descent),
     "network": ("losses_cpu", network),
-    "recurrence": ("recurrence", recurrence),
+    "recurrence": ("recurrence_cpu", recurrence),
     "returns": ("losses_cpu", returns),
     "training_budget": ("training_cpu", budget),
     "training_peers": ("training_cpu", peers),
@@ -218,7 +218,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
 
 
 def filled(text: str) -> str:
-    """The page with every `<!-- table: NAME -->` section made anew."""
+    """The page with every `<!-- table: NAME -->` section made again."""
     for name, (file, table) in TABLES.items():
         result = json.loads((RESULTS / f"{file}.json").read_text())
         machine = result["machine"]

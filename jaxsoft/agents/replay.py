@@ -6,7 +6,7 @@ the true last observation and has weight 0; so nothing is stored twice, and noth
 
 Of a stack of frames only the newest is stored, and a stack is rebuilt from the rows before it: a
 million 84×84 images take 7.06 GB. Adding writes in place wherever the old ring is not needed
-again: donated to `jit`, or carried through `scan`, under `vmap`, too.
+again: donated to `jit`, or carried through `scan`, also under `vmap`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Config:
         type=count,
     )
     seeds: tuple[int, ...] = option(
-        "of independent learners, trained side by side in one program",
+        "of independent agents, trained side by side in one program",
         (0,),
         type=count,
         nargs="+",
@@ -118,7 +118,7 @@ class Runtime:
         "auto",
         choices=("auto", "graph", "host"),
     )
-    env_threads: int = option("emulator threads; 0 is one a core", 0, least=0, type=count)
+    env_threads: int = option("emulator threads; 0 is one per core", 0, least=0, type=count)
     report_every: int | None = option(
         "steps between rows of metrics.csv; by default a hundredth of the run",
         least=1,
@@ -126,7 +126,7 @@ class Runtime:
     )
     checkpoint_seconds: float = option("between checkpoints", 300.0, least=0, type=float)
     checkpoint_steps: int | None = option(
-        "a checkpoint before the first step, too, and at every multiple of so many",
+        "a checkpoint before the first step as well, and at every multiple of so many",
         least=1,
         type=count,
     )

@@ -132,7 +132,7 @@ class _Pool:
         self.about = about(game, **options)
         if self.about.is_atari:
             options["stack_num"] = 1
-        # One seed an environment: learner `seed` has the same ones whoever trains beside it.
+        # One seed per environment: agent `seed` has the same ones whoever trains beside it.
         env_seeds = [seed * num_envs + i for seed in seeds for i in range(low, high)]
         with _quietly():
             self.pool = _import_envpool().make(
@@ -192,8 +192,8 @@ class EnvPool(_Pool):
 
     Args:
       game: an EnvPool id, such as `"Pong-v5"` or `"CartPole-v1"`.
-      num_envs: N, environments per learner.
-      seeds: of the S learners. Learner s has the same environments alone or beside others.
+      num_envs: N, environments per agent.
+      seeds: of the S agents. Agent s has the same environments alone or beside others.
       part: (low, high), to have only these of the N environments.
       **options: EnvPool's own, such as `episodic_life=True`.
     """

@@ -50,7 +50,7 @@ class Checkpoints:
 
     Only one process may write to a directory; others may read it with `write=False`.
 
-    A run goes on from the checkpoint that it last saved or restored. The first save after an
+    A run continues from the checkpoint that it last saved or restored. The first save after an
     earlier step was restored deletes the later ones, before it begins. Where none was restored,
     nothing is saved beside the checkpoints of another run.
     """
@@ -143,7 +143,7 @@ class Checkpoints:
                 f"step {step}, having last saved or restored {before}, for {self._directory} with "
                 f"the checkpoints {steps}, open for writing: {self._write}",
                 "a later step, in a directory that has none or that one was restored from",
-                "Restore the step to go on from, or choose another --out.",
+                "Restore the step to continue from, or choose another --out.",
             )
         leaves, _ = _flatten(state)
         about = _About(
@@ -155,7 +155,7 @@ class Checkpoints:
         # Orbax takes neither an array of no elements nor a tree of no arrays.
         arrays = {name: _copy(leaf) for name, leaf in leaves.items() if np.size(leaf)}
         arrays["step"] = np.asarray(step)
-        # TensorStore goes on with its other writes after one failed; they may outlive its tidying.
+        # TensorStore continues its other writes after one failed; they may outlive its tidying.
         self._tidy()
         with self._storing(step):
             for later in steps:
@@ -422,7 +422,7 @@ def _as(like: Any, array: np.ndarray | None, implementation: str | None) -> Any:
     if implementation:
         restored = jax.random.wrap_key_data(restored, impl=implementation)
     elif like.weak_type and not like.shape:
-        # It must go on adapting to the dtypes it meets.
+        # It must keep adapting to the dtypes it meets.
         weak = jnp.asarray(array.item())
         restored = weak if weak.dtype == restored.dtype else restored
     sharding = like.sharding if getattr(like, "committed", True) else None
