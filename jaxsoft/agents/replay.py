@@ -135,6 +135,17 @@ def add(replay: Replay, rollout: Rollout) -> Replay:
             f"[T, {', '.join(map(str, replay.action.shape[1:]))}], as the ring was made for",
             "Make the ring for these actions (replay.init).",
         )
+    kept, given = (
+        jax.tree.map(lambda x: str(list(x.shape[1:])), tree)
+        for tree in (replay.extras, rollout.extras)
+    )
+    if kept != given:
+        raise _checks.fail(
+            "replay.add",
+            f"extras {given} of each step",
+            f"{kept}, as the ring was made for",
+            "Make the ring for these extras, or add only those that it was made for.",
+        )
     observation = rollout.observation[:-1]
     written = (replay.cursor + jnp.arange(length, dtype=jnp.int32)) % rows
 

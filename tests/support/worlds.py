@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsoft.environments import Step
+from jaxsoft.agents.base import TimeStep
+from jaxsoft.environments import Space
 
 PLACES, ACTIONS, LIMIT = 6, 2, 7
 GAMMA, TAU = 0.9, 0.5
@@ -32,13 +33,12 @@ class State(NamedTuple):
 class World:
     """[S, N] games. The step after an end ignores its action and pays what must not be counted.
 
-    After a game the next begins somewhere else, after a lost life it goes on elsewhere. A time
+    After a game the next begins somewhere else, after a lost life it continues elsewhere. A time
     limit cuts games off; what is seen does not tell the time.
     """
 
-    num_actions = ACTIONS
-    observation_shape = ()
-    observation_dtype = np.dtype(np.int32)
+    observation = Space.discrete(PLACES)
+    action = Space.discrete(ACTIONS)
 
     def __init__(self, num_envs, seeds=(0,)):
         self.batch_shape = (len(seeds), num_envs)
@@ -50,7 +50,16 @@ class World:
         nothing = jnp.zeros(self.batch_shape, jnp.float32)
         games = jnp.asarray(self.begin)
         state = State(games % PLACES, zero, games, no, no)
-        return state, Step(state.place, nothing, nothing, no, no, no, ~no, ~no)
+        return state, TimeStep(
+            observation=state.place,
+            reward=nothing,
+            discount=1 + nothing,
+            cut=~no,
+            weight=nothing,
+            first=~no,
+            score=nothing,
+            over=no,
+        )
 
     def step(self, state, action):
         over, ended = state.over, state.ended
@@ -60,14 +69,22 @@ class World:
         place = jnp.where(over, games % PLACES, moved)
         clock = jnp.where(over, 0, state.clock + ~ended)
         kind = jnp.where(ended, GO_ON, jnp.asarray(END)[here])
-        reward = jnp.where(ended, TRAP, jnp.asarray(REWARD, jnp.float32)[here])
-        terminated, life_lost = kind == OVER, kind == LIFE
+        paid = jnp.asarray(REWARD, jnp.float32)[here]
+        no_value = kind != GO_ON
         truncated = ~ended & (kind == GO_ON) & (clock >= LIMIT)
-        now_over = terminated | truncated
-        then = State(place, clock, games, now_over | life_lost, now_over)
-        # The score is told apart from the reward, as a clipped one would be.
-        step = Step(place, reward, 4 * reward, terminated, truncated, life_lost, ended, over)
-        return then, step
+        now_over = (kind == OVER) | truncated
+        step = TimeStep(
+            observation=place,
+            reward=jnp.where(ended, TRAP, paid),
+            discount=1 - no_value.astype(jnp.float32),
+            cut=no_value | truncated | ended,
+            weight=1 - ended.astype(jnp.float32),
+            first=over,
+            # Apart from the reward, as the raw score of a clipped one would be.
+            score=jnp.where(ended, 0, 4 * paid),
+            over=now_over,
+        )
+        return State(place, clock, games, no_value | truncated, now_over), step
 
 
 def soft_value(q):
