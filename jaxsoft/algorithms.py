@@ -21,6 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, natural, returns
+from jaxsoft._typing import Float, Integer, Scalar, Shaped
 from jaxsoft.losses.policy_gradient import actor_critic_loss
 
 __all__ = [
@@ -35,17 +36,17 @@ Params = Any
 
 
 def n_step_soft_q(
-    q: ArrayLike,
-    a_tm1: ArrayLike,
-    r_t: ArrayLike,
+    q: Float[ArrayLike, "S *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
+    r_t: Float[ArrayLike, "T *#B"],
     *,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    target_q: ArrayLike | None = None,
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    target_q: Float[ArrayLike, "S *#B A"] | None = None,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """n-step soft Q-learning.
 
         L_t = ½ (Q(s_t,a_t) − y_t)²,   y_t = V(s_t) + τKL_t + Σ_{d<n} γ^d δ_{t+d}          (44)-(47)
@@ -80,18 +81,18 @@ def n_step_soft_q(
 
 
 def actor_critic(
-    v: ArrayLike,
-    log_pi: ArrayLike,
-    a_tm1: ArrayLike,
+    v: Float[ArrayLike, "S *#B"],
+    log_pi: Float[ArrayLike, "S *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """Entropy-regularised advantage actor-critic, proper: the KL is part of the return.
 
         L_t = −log π(a_t|s_t) Δ_t + τKL_t + c ½(V(s_t) − V̂_t)²                     (80), (84)-(86)
@@ -133,18 +134,18 @@ def actor_critic(
 
 
 def naive_actor_critic(
-    v: ArrayLike,
-    log_pi: ArrayLike,
-    a_tm1: ArrayLike,
+    v: Float[ArrayLike, "S *#B"],
+    log_pi: Float[ArrayLike, "S *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """Advantage actor-critic as usually implemented: the KL of this step only, none in the return.
 
         as `actor_critic`, with δ = r + γV' − V                                                (79)
@@ -171,18 +172,18 @@ def naive_actor_critic(
 
 
 def tied_soft_q(
-    v: ArrayLike,
-    log_pi: ArrayLike,
-    a_tm1: ArrayLike,
+    v: Float[ArrayLike, "S *#B"],
+    log_pi: Float[ArrayLike, "S *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """n-step soft Q-learning on Q = V + τ log(π/π̄), each stream's gradient scaled.
 
         L_t = ½ (Q(s_t,a_t) − y_t)²,   ∇L_t := (Q − y_t) (∇log π(a_t|s_t) + c ∇V(s_t))     (§6.3)
@@ -208,18 +209,18 @@ def tied_soft_q(
 def damped_natural_q(
     q_fn: Callable[[Params], Array],
     params: Params,
-    a_tm1: ArrayLike,
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    epsilon: ArrayLike,
-    damping: ArrayLike = 1e-3,
+    epsilon: Scalar,
+    damping: Scalar = 1e-3,
     solver: str = "cg",
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-    weight: ArrayLike | None = None,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+    weight: Float[ArrayLike, "T *#B"] | None = None,
 ) -> tuple[Params, natural.SolveInfo]:
     """Damped soft Q-learning, solved: a natural policy gradient step.
 

@@ -21,6 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, _trees, boltzmann, losses, returns
+from jaxsoft._typing import Float, Integer, Scalar, Shaped
 
 __all__ = ["Equivalence", "Preconditions", "check_equivalence"]
 
@@ -127,16 +128,16 @@ def check_equivalence(
     network_fn: NetworkFn,
     params: Params,
     observations: Any,
-    a_tm1: ArrayLike,
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
     log_prior: Moving | None = None,
-    cut_t: ArrayLike | None = None,
-    weight: ArrayLike | None = None,
-    behaviour_log_pi: ArrayLike | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+    weight: Float[ArrayLike, "T *#B"] | None = None,
+    behaviour_log_pi: Float[ArrayLike, "T *#B A"] | None = None,
     target: Moving | None = None,
     value_target: Moving | None = None,
     error_loss: Callable[[Array], Array] | None = None,

@@ -26,6 +26,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, _recurrence, boltzmann
+from jaxsoft._typing import Float, Scalar, Shaped
 
 __all__ = [
     "VTrace",
@@ -43,14 +44,14 @@ __all__ = [
 
 
 def td_errors(
-    v_tm1: ArrayLike,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
+    v_tm1: Float[ArrayLike, "T *#B"],
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
     *,
-    v_t: ArrayLike,
-    kl_tm1: ArrayLike,
-    tau: ArrayLike,
-) -> Array:
+    v_t: Float[ArrayLike, "T *#B"],
+    kl_tm1: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+) -> Float[Array, "T *B"]:
     """Soft temporal-difference errors.
 
         δ_t = r_t − τKL_t + γ V(s_{t+1}) − V(s_t)                                          (36)
@@ -79,8 +80,12 @@ def td_errors(
 
 
 def n_step_advantages(
-    delta_t: ArrayLike, discount_t: ArrayLike, *, n: int, cut_t: ArrayLike | None = None
-) -> Array:
+    delta_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    *,
+    n: int,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """n-step advantages: a sliding window over the errors.
 
         Δ_t = Σ_{d=0}^{n−1} γ^d δ_{t+d}                                              (47), (52)
@@ -107,12 +112,12 @@ def n_step_advantages(
 
 
 def lambda_advantages(
-    delta_t: ArrayLike,
-    discount_t: ArrayLike,
+    delta_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
     *,
-    lambda_: ArrayLike,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    lambda_: Float[ArrayLike, "T *#B"] | Scalar,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """TD(λ) advantages (generalised advantage estimation with KL terms inside δ).
 
         Δ_t = Σ_{d≥0} (γλ)^d δ_{t+d}                                                 (42), (43)
@@ -139,8 +144,12 @@ def lambda_advantages(
 
 
 def soft_q_targets(
-    advantage_t: ArrayLike, v_tm1: ArrayLike, kl_tm1: ArrayLike, *, tau: ArrayLike
-) -> Array:
+    advantage_t: Float[ArrayLike, "T *#B"],
+    v_tm1: Float[ArrayLike, "T *#B"],
+    kl_tm1: Float[ArrayLike, "T *#B"] | Scalar,
+    *,
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+) -> Float[Array, "T *B"]:
     """Soft Q targets of any advantage estimate.
 
         y_t = V(s_t) + τKL_t + Δ_t                                            (46), (47), (43)
@@ -165,15 +174,15 @@ def soft_q_targets(
 
 
 def n_step_soft_q_targets(
-    v: ArrayLike,
-    kl: ArrayLike,
-    r_t: ArrayLike,
+    v: Float[ArrayLike, "S *#B"],
+    kl: Float[ArrayLike, "S *#B"] | Scalar,
+    r_t: Float[ArrayLike, "T *#B"],
     *,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
     n: int,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """n-step soft Q targets of a rollout whose states follow each other.
 
         y_t = V(s_t) + τKL_t + Σ_{d=0}^{n−1} γ^d δ_{t+d},   δ of (36)                  (46), (47)
@@ -200,13 +209,13 @@ def n_step_soft_q_targets(
 
 
 def one_step_targets(
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    q_t: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    q_t: Float[ArrayLike, "T *#B A"],
     *,
-    tau: ArrayLike,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """One-step soft Q targets; hard at τ = 0.
 
         y_t = r_t + γ V_Q(s_{t+1})                                            (39), (45), (81)
@@ -237,14 +246,14 @@ def one_step_targets(
 
 
 def trace_targets(
-    q_tm1: ArrayLike,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
+    q_tm1: Float[ArrayLike, "T *#B"],
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
     *,
-    v_t: ArrayLike,
-    trace_tm1: ArrayLike,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    v_t: Float[ArrayLike, "T *#B"],
+    trace_tm1: Float[ArrayLike, "T *#B"] | Scalar,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """Off-policy multi-step Q targets for per-step trace coefficients.
 
         y_t = Q(s_t,a_t) + Σ_{d≥0} γ^d (Π_{k=1}^d c_{t+k}) (r + γ V(s') − Q(s,a))_{t+d}
@@ -280,7 +289,9 @@ def trace_targets(
     return (q + errors).astype(args.dtype)
 
 
-def retrace_coefficients(log_rho_tm1: ArrayLike, *, lambda_: ArrayLike = 1.0) -> Array:
+def retrace_coefficients(
+    log_rho_tm1: Float[ArrayLike, "T *#B"], *, lambda_: Float[ArrayLike, "T *#B"] | Scalar = 1.0
+) -> Float[Array, "T *B"]:
     """Retrace(λ): c_t = λ min(1, π(a_t|s_t)/μ(a_t|s_t)).
 
     Args:
@@ -295,7 +306,9 @@ def retrace_coefficients(log_rho_tm1: ArrayLike, *, lambda_: ArrayLike = 1.0) ->
     return (decay * jnp.exp(jnp.minimum(log_rho, 0))).astype(args.dtype)
 
 
-def tree_backup_coefficients(log_pi_a_tm1: ArrayLike, *, lambda_: ArrayLike = 1.0) -> Array:
+def tree_backup_coefficients(
+    log_pi_a_tm1: Float[ArrayLike, "T *#B"], *, lambda_: Float[ArrayLike, "T *#B"] | Scalar = 1.0
+) -> Float[Array, "T *B"]:
     """Tree backup(λ): c_t = λ π(a_t|s_t), which needs no behaviour probabilities.
 
     Args:
@@ -318,19 +331,19 @@ class VTrace(NamedTuple):
       advantages: ρ_t (r − τKL + γ v_{t+1} − V(s_t)) [T, ...], for the policy gradient.
     """
 
-    errors: Array
-    advantages: Array
+    errors: Float[Array, "T *B"]
+    advantages: Float[Array, "T *B"]
 
 
 def v_trace(
-    delta_t: ArrayLike,
-    discount_t: ArrayLike,
-    log_rho_tm1: ArrayLike,
+    delta_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    log_rho_tm1: Float[ArrayLike, "T *#B"],
     *,
-    lambda_: ArrayLike = 1.0,
-    cut_t: ArrayLike | None = None,
-    clip_rho: ArrayLike = 1.0,
-    clip_c: ArrayLike = 1.0,
+    lambda_: Float[ArrayLike, "T *#B"] | Scalar = 1.0,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+    clip_rho: Scalar = 1.0,
+    clip_c: Scalar = 1.0,
 ) -> VTrace:
     """Soft V-trace: off-policy state values with the KL penalty inside δ.
 

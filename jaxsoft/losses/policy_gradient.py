@@ -8,19 +8,20 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann
+from jaxsoft._typing import Float, Integer, Scalar
 from jaxsoft.losses import _common
 
 __all__ = ["a2c_loss", "natural_regression_loss", "policy_gradient_loss", "value_loss"]
 
 
 def policy_gradient_loss(
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
-    advantage_t: ArrayLike,
+    log_pi_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
+    advantage_t: Float[ArrayLike, "T *#B"],
     *,
-    tau: ArrayLike,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """Entropy-regularised policy gradient as a loss.
 
         L_t = −log π(a_t|s_t) Δ_t + τ KL[π‖π̄](s_t)                       (84), (52), (50), (69)
@@ -55,7 +56,9 @@ def policy_gradient_loss(
     return (temperature * kl - log_pi_a * advantage).astype(args.dtype)
 
 
-def value_loss(v_tm1: ArrayLike, target_t: ArrayLike) -> Array:
+def value_loss(
+    v_tm1: Float[ArrayLike, "T *#B"], target_t: Float[ArrayLike, "T *#B"]
+) -> Float[Array, "T *B"]:
     """Squared error of the state value.
 
         L_t = ½ (V(s_t) − V̂_t)²                                                      (53), (85)
@@ -74,15 +77,15 @@ def value_loss(v_tm1: ArrayLike, target_t: ArrayLike) -> Array:
 
 
 def a2c_loss(
-    v_tm1: ArrayLike,
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
+    v_tm1: Float[ArrayLike, "T *#B"],
+    log_pi_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    target_t: ArrayLike,
-    tau: ArrayLike,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    target_t: Float[ArrayLike, "T *#B"],
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """Policy gradient and value loss of one soft Q target: advantage actor-critic.
 
         L_t = −log π(a_t|s_t) Δ_t + τKL(s_t) + c ½ (V(s_t) − V̂_t)²                     (84)-(86)
@@ -149,15 +152,15 @@ def actor_critic_loss(
 
 
 def natural_regression_loss(
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
-    advantage_t: ArrayLike,
+    log_pi_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
+    advantage_t: Float[ArrayLike, "T *#B"],
     *,
-    log_pi_old_tm1: ArrayLike,
-    tau: ArrayLike,
-    step_size: ArrayLike,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    log_pi_old_tm1: Float[ArrayLike, "T *#B A"],
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    step_size: Scalar,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """The regression whose least-squares solution is the natural policy gradient step.
 
         L_t = ½ (log π(a_t|s_t) − log π_old(a_t|s_t)

@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, _trees
+from jaxsoft._typing import Float, Scalar
 from jaxsoft.natural._operator import LogProbFn, Params, Samples, like, linearise, product
 
 __all__ = ["SolveInfo", "SolveStatus", "natural_gradient"]
@@ -46,11 +47,11 @@ class SolveInfo(NamedTuple):
 def natural_gradient(
     log_prob_fn: LogProbFn,
     params: Params,
-    advantage: ArrayLike,
+    advantage: Float[ArrayLike, "*N"],
     *,
-    damping: ArrayLike = 1e-3,
+    damping: Scalar = 1e-3,
     solver: str = "cg",
-    weight: ArrayLike | None = None,
+    weight: Float[ArrayLike, "*N"] | None = None,
     tolerance: float | None = None,
     max_iterations: int = 100,
 ) -> tuple[Params, SolveInfo]:
