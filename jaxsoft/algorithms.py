@@ -75,7 +75,7 @@ def n_step_soft_q(
     )
     v, kl = boltzmann.value_and_kl(frozen, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(
-        v, kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     return losses.soft_q_loss(q[:-1], a_tm1, target_t)
 
@@ -118,7 +118,7 @@ def actor_critic(
     name = "actor_critic"
     at = _states(name, v, log_pi, a_tm1, log_prior)
     target_t = returns.n_step_soft_q_targets(
-        at.v, at.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     return actor_critic_loss(
         name,
@@ -126,8 +126,8 @@ def actor_critic(
         at.log_pi[:-1],
         a_tm1,
         target_t=target_t,
-        target_kl_tm1=at.kl[:-1],
-        kl_tm1=at.kl[:-1],
+        target_kl_tm1=at.kl_tm1,
+        kl_tm1=at.kl_tm1,
         tau=tau,
         value_coef=value_coef,
     )
@@ -165,7 +165,7 @@ def naive_actor_critic(
         a_tm1,
         target_t=target_t,
         target_kl_tm1=0.0,
-        kl_tm1=at.kl[:-1],
+        kl_tm1=at.kl_tm1,
         tau=tau,
         value_coef=value_coef,
     )
@@ -193,7 +193,7 @@ def tied_soft_q(
     """
     at = _states("tied_soft_q", v, log_pi, a_tm1, log_prior)
     target_t = returns.n_step_soft_q_targets(
-        at.v, at.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     return losses.tied_soft_q_loss(
         at.v[:-1],
@@ -255,7 +255,7 @@ def damped_natural_q(
     q = _checks.states(name, "q_fn(params)", q_fn(params), "a_tm1", a_tm1)
     v, kl = boltzmann.value_and_kl(q, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(
-        v, kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     # (76): y − Q_old is Δ − τ(log(π/π̄) − KL), the bracket of (70).
     improvement = target_t - losses.take_action(q[:-1], a_tm1)
@@ -271,12 +271,17 @@ def damped_natural_q(
     return jax.tree.map(lambda x: (length * x).astype(x.dtype), direction), info
 
 
+def _starts(kl: ArrayLike) -> ArrayLike:
+    """Without the last state; a scalar stands for all."""
+    return kl[:-1] if isinstance(kl, Array) and kl.ndim else kl
+
+
 class _States(NamedTuple):
-    """What an actor-critic says at the T + 1 states, and the prior at the first T."""
+    """What an actor-critic says at the T + 1 states, and the KL and the prior at the first T."""
 
     v: Array
     log_pi: Array
-    kl: Array
+    kl_tm1: Array
     log_prior: ArrayLike | None
 
 
@@ -285,8 +290,8 @@ def _states(
 ) -> _States:
     v = _checks.states(function, "v", v, "a_tm1", a_tm1)
     log_pi = _checks.states(function, "log_pi", log_pi, "a_tm1", a_tm1)
-    kl = boltzmann.kl_to_prior(log_pi, log_prior)
     if log_prior is not None and jnp.ndim(log_prior) == log_pi.ndim:
         prior = jnp.asarray(log_prior)
         log_prior = prior if prior.shape[0] == 1 else prior[:-1]
-    return _States(v, log_pi, kl, log_prior)
+    # Of the starts alone: a policy is not even computed at the last state.
+    return _States(v, log_pi, boltzmann.kl_to_prior(log_pi[:-1], log_prior), log_prior)

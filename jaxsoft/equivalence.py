@@ -190,7 +190,7 @@ def check_equivalence(
 
     now = jax.lax.stop_gradient(heads(params))
     soft_target = returns.n_step_soft_q_targets(
-        now.v, now.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        now.v, now.kl[:-1], r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     target_of = _as_function(soft_target if target is None else target)
     tau_kl = tau * now.kl[:-1]

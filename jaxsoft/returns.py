@@ -175,7 +175,7 @@ def soft_q_targets(
 
 def n_step_soft_q_targets(
     v: Float[ArrayLike, "S *#B"],
-    kl: Float[ArrayLike, "S *#B"] | Scalar,
+    kl_tm1: Float[ArrayLike, "T *#B"] | Scalar,
     r_t: Float[ArrayLike, "T *#B"],
     *,
     discount_t: Float[ArrayLike, "T *#B"] | Scalar,
@@ -189,7 +189,7 @@ def n_step_soft_q_targets(
 
     Args:
       v: values at the T + 1 states [T+1, ...].
-      kl: KL[π‖π̄] at the T + 1 states [T+1, ...], or a scalar; the last one is not used.
+      kl_tm1: KL[π‖π̄] at the first T states [T, ...], or a scalar.
       r_t: rewards [T, ...].
       discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
       tau: temperature τ ≥ 0, a scalar or [T, ...].
@@ -201,11 +201,9 @@ def n_step_soft_q_targets(
     """
     name = "n_step_soft_q_targets"
     v = _checks.states(name, "v", v, "r_t", r_t)
-    if jnp.ndim(kl):
-        kl = _checks.states(name, "kl", kl, "r_t", r_t)[:-1]
-    delta_t = td_errors(v[:-1], r_t, discount_t, v_t=v[1:], kl_tm1=kl, tau=tau)
+    delta_t = td_errors(v[:-1], r_t, discount_t, v_t=v[1:], kl_tm1=kl_tm1, tau=tau)
     advantage_t = n_step_advantages(delta_t, discount_t, n=n, cut_t=cut_t)
-    return soft_q_targets(advantage_t, v[:-1], kl, tau=tau)
+    return soft_q_targets(advantage_t, v[:-1], kl_tm1, tau=tau)
 
 
 def one_step_targets(

@@ -99,7 +99,7 @@ class _Probe:
         )
 
     def _targets(self, at: Heads, rollout: Rollout) -> Array:
-        kl = jaxsoft.kl_to_prior(at.log_pi, self.objective.log_prior)
+        kl = jaxsoft.kl_to_prior(at.log_pi[:-1], self.objective.log_prior)
         return on_policy.soft_targets(at, kl, rollout, self.objective)
 
     def _unit_gradients(self, params: Any, rollout: Rollout, value_coef: Array) -> list[Any]:

@@ -77,7 +77,7 @@ CASES: dict[str, Callable[[Inputs, Hyper], Array]] = {
     ),
     "n_step_soft_q_targets": lambda x, h: jaxsoft.n_step_soft_q_targets(
         x["v"],
-        jaxsoft.kl_to_prior(x["log_pi"], x["log_prior"]),
+        x["log_rho"],
         x["r"],
         discount_t=x["discount"],
         tau=h["tau"],
