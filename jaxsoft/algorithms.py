@@ -2,7 +2,7 @@
 
 A rollout of T transitions visits T + 1 states, and the networks' outputs are given at all of
 them, in order: `q`, `log_pi` [T+1, ..., A] and `v` [T+1, ...]; actions, rewards, discounts and
-cuts belong to the transitions, [T, ...]. A `log_prior` per state has T + 1 entries too. Where the
+cuts belong to the transitions, [T, ...]. A `log_prior` per state has T + 1 entries. Where the
 environment's next state is not the next entry (an auto-reset that overwrites the last
 observation), compose the blocks of `returns` and `losses` instead: they take both ends.
 

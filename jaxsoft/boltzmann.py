@@ -222,8 +222,8 @@ def value_and_kl(
 ) -> tuple[Array, ArrayLike]:
     """`soft_value`, and the Boltzmann policy's `kl_to_prior`, [...] each, from one exponential.
 
-    What targets are made of. Its derivatives are those of its arithmetic, not exact at τ = 0,
-    where the divergence is given as zero if τ is static: nothing is made of it.
+    Targets are made of these. The derivatives are those of the arithmetic, not exact at τ = 0,
+    where a static τ gives a divergence of zero, since nothing depends on it.
     """
     args, dtype = _enter("soft_value", q, tau, log_prior)
     if _checks.concrete(tau) and np.all(np.asarray(tau) == 0):

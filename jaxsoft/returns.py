@@ -7,11 +7,11 @@ One linear recurrence lies under all of them,
 where c_t is the discount times a trace coefficient, and 0 where a trajectory ends.
 
 Conventions. Axis 0 is time; arrays are [T, ...] with the same number of axes, whose batch axes
-broadcast; scalars go with everything. `_tm1` belongs to a transition's start s_t and `_t` to its
+broadcast; scalars fit any of them. `_tm1` belongs to a transition's start s_t and `_t` to its
 end s_{t+1}, so of values at T + 1 states v, `v_tm1 = v[:-1]` and `v_t = v[1:]`. `discount_t` is γ,
 and 0 at a termination. `cut_t` is 1 (or True) where a trajectory ends after that transition for
 any reason, truncation or an environment's auto-reset step: sums stop there, the bootstrap inside
-δ does not. The end of the arrays cuts likewise, so every sum bootstraps from the last value it
+δ does not. The end of the arrays also cuts, so every sum bootstraps from the last value it
 reaches.
 
 Nothing here stops a gradient: the losses hold their targets fixed.
@@ -232,7 +232,7 @@ def one_step_targets(
       [T, ...].
 
     Correction: (82) prints γ log Σexp(Q/τ) − log|A| and (83) γ log Σexp(Q/τ); both lack the
-    factor τ, and (82) the one of γτ before log|A|. (38) lacks a bracket: γ multiplies the KL too.
+    factor τ, and (82) the one of γτ before log|A|. (38) lacks a bracket: γ also scales the KL.
     """
     name = "one_step_targets"
     q_t = _checks.floating(name, "q_t", q_t)
@@ -281,7 +281,7 @@ def trace_targets(
     )
     q, r, discount, v_end, trace = args.arrays
     delta = r + discount * v_end - q
-    # Transition t goes on into t + 1 by the coefficient of the action taken there.
+    # Transition t continues into t + 1 with the coefficient of the action taken there.
     following = _recurrence.shift(jnp.broadcast_to(trace, args.shape), 1)
     errors = _advantages(name, args._replace(arrays=(delta, discount * following)), cut_t)
     return (q + errors).astype(args.dtype)
@@ -373,8 +373,8 @@ def v_trace(
     rho = jnp.minimum(ratio, jnp.asarray(clip_rho, ratio.dtype))
     trace = decay * jnp.minimum(ratio, jnp.asarray(clip_c, ratio.dtype))
     errors = _advantages(name, args._replace(arrays=(rho * delta, discount * trace)), cut_t)
-    goes_on = _continuation(name, args, discount, cut_t)
-    advantages = rho * (delta + goes_on * _recurrence.shift(errors, 1))
+    continuing = _continuation(name, args, discount, cut_t)
+    advantages = rho * (delta + continuing * _recurrence.shift(errors, 1))
     return VTrace(errors.astype(args.dtype), advantages.astype(args.dtype))
 
 

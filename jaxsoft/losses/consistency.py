@@ -30,9 +30,9 @@ def path_consistency_loss(
 
         L_t = ½ (Σ_{d<n} γ^d (r − τ log(π/π̄)(a|s))_{t+d} + γ^n V(s_{t+n}) − V(s_t))²         (90)
 
-    The gradient goes into every V and log π on the path (Bellman residual minimisation): give
-    `v_t` of the same network. Any actions serve, also another policy's. Paths end at cuts and at
-    the end of the rollout, where they are shorter.
+    The gradient goes into every V and log π on the path (Bellman residual minimisation): pass
+    `v_t` of the same network. Any actions will do, including another policy's. Paths end
+    at cuts and at the end of the rollout, where they are shorter.
 
     Args:
       v_tm1: values of the transitions' starts [T, ...].
