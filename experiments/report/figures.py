@@ -56,7 +56,7 @@ def _row(
     def panel(game: str) -> Panel:
         label, scale = "steps", "linear"
         if seconds:
-            label, scale = "seconds of the machine, a seed", "log"
+            label, scale = "machine seconds per seed", "log"
         elif "episodic-life" in settings[game]:  # a setting of Atari games alone
             label = "steps (4 frames each)"
         return Panel(game, label, f"{NAMES[measure]}, {what}", lines[game], scale)

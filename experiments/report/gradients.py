@@ -30,8 +30,8 @@ DIGITS = {
     "cosine": 5,
     NORM: 3,
     TRACE: 3,
-    "E‖soft Q − PG‖² / that trace of PG": 5,
-    "noise in PG, of its square": 3,
+    "E‖soft Q − PG‖² / trace of PG": 5,
+    "noise share of ‖PG‖²": 3,
 }
 
 
@@ -75,7 +75,7 @@ def alike(rows: pd.DataFrame) -> str:
             for share, seeds in at_tau.groupby("share"):
                 spread = (_spread(seeds[name], digits) for name, digits in DIGITS.items())
                 body.append([game, word, str(tau), f"{share:.0%}", batch, *spread])
-    head = ["game", "weighting", "τ", "steps, of the run", "batch", *DIGITS]
+    head = ["game", "weighting", "τ", "share of the run", "batch", *DIGITS]
     return table(pd.DataFrame(body, columns=head), left=2)
 
 
@@ -86,7 +86,7 @@ def _spread(values: pd.Series[float], digits: int) -> str:
 
 def apart(rows: pd.DataFrame) -> str:
     """Differences of the expected gradients by condition, medians."""
-    labels = {"none": "all as the theorem wants it"} | CONDITIONS
+    labels = {"none": "as the theorem requires"} | CONDITIONS
     values = ["kl", "variation", "as_acted", "reweighted"]
     body = []
     for game in rows["game"].unique():

@@ -41,8 +41,9 @@ def made(by: str, rows: pd.DataFrame) -> str:
         ", ".join(rows[name].unique()) for name in ("device", "processor", "jax")
     )
     commit = ", ".join(rows["commit"].str.split().explode().unique())
+    count = f"{len(rows)} run" + ("s" if len(rows) > 1 else "")
     return (
-        f"`{by}`: {len(rows)} runs, {steps / 1e6:,.1f} million steps, {took} of runs; "
+        f"`{by}`: {count}, {steps / 1e6:,.1f} million steps, {took} of runs; "
         f"device {device} ({processor}), JAX {jax}, commit {commit}."
     )
 
@@ -72,7 +73,7 @@ def reached(results: Results, measure: str) -> str:
                 difference = interval(found.difference)
                 few = np.isnan(found.difference.low)
                 improvement = "–" if few else f"{found.improvement:.2f}"
-            row[f"IQM − that of {variants[against].label}"] = difference
+            row[f"IQM − IQM of {variants[against].label}"] = difference
             row["P(greater)"] = improvement
         rows.append(row)
     return table(pd.DataFrame(rows), left=2)
@@ -94,18 +95,18 @@ def pairs(results: Results) -> str:
                     "pair": " – ".join(results.study.variants[name].label for name in pair),
                     "seeds": f"{found.counts[0]} + {found.counts[1]}",
                     "distance of the mean curves": number(found.distance),
-                    "of two seeds of one method": number(found.within),
+                    "distance of two seeds of one method": number(found.within),
                     "ratio [90 %]": interval(found.ratio),
                     "nearer than seeds?": shown if enough else "too few seeds",
                     "p, no difference": "–" if np.isnan(found.p) else f"{found.p:.3f}",
-                    "of the pair on one seed, ratio": number(found.paired),
+                    "ratio of the pair on one seed": number(found.paired),
                 }
             )
     return table(pd.DataFrame(rows), left=2) if rows else ""
 
 
 def goals(results: Results) -> str:
-    """Steps, and seconds of the machine, after which half of the seeds had reached a return."""
+    """Steps, and machine seconds, after which half of the seeds had reached a return."""
     seconds, rows = results.seconds_per_step(), []
     for (game, variant), curve in results.curves.items():
         if game not in results.study.goals:
@@ -118,9 +119,9 @@ def goals(results: Results) -> str:
                 "game": game,
                 "": results.study.variants[variant].label,
                 "return": number(goal),
-                "seeds there": f"{np.isfinite(steps).sum()} of {len(steps)}",
+                "seeds that reached it": f"{np.isfinite(steps).sum()} of {len(steps)}",
                 "median steps": number(median),
-                "seconds a seed, of the machine": number(median * seconds[game, variant]),
+                "machine seconds per seed": number(median * seconds[game, variant]),
             }
         )
     return table(pd.DataFrame(rows), left=2)
