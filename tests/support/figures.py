@@ -3,6 +3,8 @@
 import pytest
 from matplotlib.figure import Figure
 
+from jaxsoft.cli import plot
+
 
 @pytest.fixture
 def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
@@ -13,6 +15,5 @@ def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         made.append(Figure(*args, **options))
         return made[-1]
 
-    for module in ("jaxsoft.cli.plot", "experiments.report.panels"):
-        monkeypatch.setattr(f"{module}.Figure", keep)
+    monkeypatch.setattr(plot, "Figure", keep)
     return made
