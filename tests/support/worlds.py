@@ -97,3 +97,45 @@ def solve(end=END):
     for _ in range(600):
         q = REWARD + GAMMA * (end == GO_ON) * soft_value(q)[NEXT]
     return q
+
+
+class Plane:
+    """[S, N] games of which states and actions are points: s' = s + a, for `limit` steps each.
+
+    The reward is a₀ − s₁. The step after a time limit ignores its action, and pays a trap.
+    """
+
+    observation = Space((2,), np.dtype(np.float32))
+    action = Space((2,), np.dtype(np.float32), low=-1, high=1)
+
+    def __init__(self, num_envs, seeds=(0,), limit=5):
+        self.batch_shape = (len(seeds), num_envs)
+        self.limit = limit
+        own = np.add.outer(np.array(seeds), np.arange(num_envs))
+        self.begin = np.stack([own, -own], axis=-1).astype(np.float32)
+
+    def reset(self):
+        clock = jnp.zeros(self.batch_shape, jnp.int32)
+        place, yes = jnp.asarray(self.begin), jnp.ones(self.batch_shape, bool)
+        nothing = jnp.zeros(self.batch_shape, jnp.float32)
+        step = TimeStep(place, nothing, 1 + nothing, yes, nothing, yes, nothing, ~yes)
+        return (place, clock), step
+
+    def step(self, state, action):
+        place, clock = state
+        ended = clock >= self.limit
+        moved = jnp.where(ended[..., None], jnp.asarray(self.begin), place + action)
+        clock = jnp.where(ended, 0, clock + 1)
+        paid = action[..., 0] - place[..., 1]
+        over, weight = clock >= self.limit, 1 - ended.astype(jnp.float32)
+        step = TimeStep(
+            observation=moved,
+            reward=jnp.where(ended, TRAP, paid),
+            discount=jnp.ones_like(paid),
+            cut=over | ended,
+            weight=weight,
+            first=ended,
+            score=weight * paid,
+            over=over,
+        )
+        return (moved, clock), step
