@@ -28,7 +28,7 @@ help: ## Print the targets
 
 run: ## Set up, train soft Q and A2C on GAME for STEPS, compare
 	@$(SETUP) train
-	$(BIN)/python -m jaxsoft.cli.compare --game $(GAME) --steps $(STEPS) --out runs/$(GAME)-$(STEPS)
+	$(BIN)/jaxsoft compare --game $(GAME) --steps $(STEPS) --out runs/$(GAME)-$(STEPS)
 
 bench: ## Measure, in ten minutes on two cores, and compare with the committed results
 	@$(SETUP) bench

@@ -30,7 +30,15 @@ from jaxsoft.agents.settings import (
     word,
 )
 
-__all__ = ["ALGORITHMS", "Algorithm", "Problem", "settings_of"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Problem",
+    "along",
+    "descending",
+    "from_replay",
+    "settings_of",
+]
 
 
 @dataclass(frozen=True)
