@@ -144,7 +144,7 @@ def test_what_was_measured_is_not_measured_again(
 def test_gradients_of_units_add_up_to_the_batchs(run: Path) -> None:
     trained = gradients.evaluate.load(run)
     probe = gradients._Probe(trained, gradients.Size(units=8, warm_up=1))
-    own = jax.tree.map(lambda x: x[0], trained.state.learner)
+    own = jax.tree.map(lambda x: x[0], trained.state.agent)
     rollout = probe.play(own, jax.random.key(0))
     for value_coef in (0.5, 3.0):
         units = probe.unit_gradients(own.params, rollout, jnp.asarray(value_coef))
@@ -152,9 +152,9 @@ def test_gradients_of_units_add_up_to_the_batchs(run: Path) -> None:
         for found, loss in zip(
             units, (gradients.on_policy.soft_q, gradients.on_policy.a2c), strict=True
         ):
-            whole, _ = gradients.on_policy.gradient_of(loss)(
-                probe.network, own.params, rollout, objective
-            )
+            direction = gradients.on_policy.direction_of(loss)
+            head = gradients.on_policy.actor_critic_head
+            whole, _, _ = direction.of(probe.network, head, own.params, rollout, objective)
             share = float(rollout.weight.mean())
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
                 np.testing.assert_allclose(a.mean(axis=0), share * b, atol=1e-6)

@@ -51,8 +51,8 @@ def test_the_papers_presets_are_its_protocol() -> None:
         assert len(preset.steps) == 7
         assert preset.seeds == seeds
         if name == "figure2":
-            assert {cell.config.tau for cell in todo} == {0.0, 0.1}
-            assert {cell.config.n for cell in todo} == {1, 5}
+            assert {cell.config.settings.tau for cell in todo} == {0.0, 0.1}
+            assert {cell.config.settings.n for cell in todo} == {1, 5}
             continue
         for c in (cell.config for cell in todo):
             assert (c.num_envs, c.rollout_length, c.n, c.steps) == (16, 5, 5, 80_000_000)
