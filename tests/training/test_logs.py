@@ -9,7 +9,6 @@ import pty
 import re
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -20,10 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import SessionLog
 
 from jaxsoft.training import logs as metrics
 from jaxsoft.training.logs import CsvLog, Progress, TensorBoardLog, read_csv
+from tests.support.tensorboard import events, scalars
 
 FIRST = ["step", "seed", "episode_return", "episodes", "steps_per_second"]
 NAN = float("nan")
@@ -184,22 +184,6 @@ def test_a_spoilt_line_is_named(path: Path) -> None:
 
 
 # TensorBoard
-
-
-def events(directory: Path) -> list[Event]:
-    """TFRecord: length, its checksum, the event, its checksum; files in TensorBoard's order."""
-    found = []
-    for file in sorted(directory.iterdir()):
-        data = file.read_bytes()
-        while data:
-            (length,) = struct.unpack("Q", data[:8])
-            found.append(Event.FromString(data[12 : 12 + length]))
-            data = data[16 + length :]
-    return found
-
-
-def scalars(found: list[Event]) -> list[tuple[int, str, float]]:
-    return [(e.step, v.tag, v.simple_value) for e in found for v in e.summary.value]
 
 
 def test_scalars(tmp_path: Path) -> None:
