@@ -31,7 +31,7 @@ bench: ## Measure, in ten minutes on two cores, and compare with the committed r
 	$(BIN)/python -m benchmarks.memory --json build/bench/memory_cpu.json
 	$(BIN)/python -m benchmarks.regression build/bench
 
-results: ## Make every table and figure of the experiments anew from the committed CSVs
+results: ## Make every table and figure of the experiments again from the committed CSVs
 	@$(SETUP) train
 	$(BIN)/python -m experiments.report.publish
 
@@ -48,7 +48,7 @@ lint: ## Lint, check the format and the types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: ## Mend what the linter can, and format
+format: ## Fix what the linter can, and format
 	@$(SETUP) dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -65,7 +65,7 @@ wheel: ## Build the wheel into dist/
 	@$(SETUP) dev
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
-constraints: ## Pin the newest versions anew, for every supported Python
+constraints: ## Pin the newest versions, for every supported Python
 	@$(SETUP) dev
 	$(BIN)/python -m pip install --upgrade uv
 	@echo "# Pinned versions for every extra on Python 3.11 to 3.13; made by 'make constraints'." > $(VENV)/constraints.txt

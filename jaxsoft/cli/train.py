@@ -31,7 +31,7 @@ CALL_SECONDS = 0.5
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, with what to do about it."""
+    """A run that cannot continue, with what to do about it."""
 
 
 class _Signals:
@@ -153,7 +153,7 @@ class _Run:
         self.checkpoints.wait()
 
     def save(self, done: int) -> None:
-        """A checkpoint, written while the run goes on."""
+        """A checkpoint, written while the run continues."""
         step = done * self.loop.steps_per_update
         held = self.state
         if not self.runtime.save_replay:

@@ -1,4 +1,4 @@
-"""What makes a program quick on a CPU, and is none of its business: allocator and compiler."""
+"""What makes a program fast on a CPU, and is none of its business: allocator and compiler."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SETTINGS = {
 
 
 def keep_pages() -> None:
-    """Starts this command anew with an allocator that keeps freed memory, where that helps.
+    """Re-executes this command with an allocator that keeps freed memory, where that helps.
 
     On a CPU, XLA allocates its large temporaries at every call, and glibc hands them back to the
     system each time: fresh pages cost more than the work on them. glibc reads its settings once,
-    at the start, hence the new start. Nothing is done where an accelerator is there, where it is
+    at the start, hence the second one. Nothing is done where an accelerator is there, where it is
     not glibc, or where any of the settings has been made already.
     """
     accelerators = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("accel*")]

@@ -74,10 +74,10 @@ def processor() -> str:
 
 
 class Sessions:
-    """DIR/run.json: what each time that a run was begun, or gone on with, has added to it.
+    """DIR/run.json: what each session of a run, begun or resumed, has added to it.
 
     Args:
-      path: of the file; the entries of a run that begins anew go.
+      path: of the file; the entries of a run that begins again go.
       step: at which this session begins.
     """
 
