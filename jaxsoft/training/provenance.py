@@ -74,7 +74,7 @@ def processor() -> str:
 
 
 class Sessions:
-    """DIR/run.json: what each session of a run, the first and every resumed one, has added to it.
+    """DIR/run.json: what each session of a run, begun or resumed, has added to it.
 
     Args:
       path: of the file; the entries of a run that begins again go.

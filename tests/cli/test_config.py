@@ -147,7 +147,7 @@ def test_what_is_no_count_is_refused(text, capsys):
     assert f"argument --steps: {text!r} is not a whole number" in capsys.readouterr().err
 
 
-# Each is fine but for the flags named; what to do is told, too.
+# Each is fine but for the flags named, and what to do is said.
 REFUSED = [
     ("a2c", {"steps": 0}, r"--steps 0 is out of range\. Give a number from 1 to 2_147_483_647\."),
     ("a2c", {"steps": 2**31}, r"--steps 2_147_483_648 is out of range\. Give a number from 1 to"),
