@@ -123,8 +123,7 @@ def actor_critic(
     return actor_critic_loss(
         name,
         at.v[:-1],
-        at.log_pi[:-1],
-        a_tm1,
+        at.log_pi_a,
         target_t=target_t,
         target_kl_tm1=at.kl[:-1],
         kl_tm1=at.kl[:-1],
@@ -161,8 +160,7 @@ def naive_actor_critic(
     return actor_critic_loss(
         name,
         at.v[:-1],
-        at.log_pi[:-1],
-        a_tm1,
+        at.log_pi_a,
         target_t=target_t,
         target_kl_tm1=0.0,
         kl_tm1=at.kl[:-1],
@@ -272,10 +270,11 @@ def damped_natural_q(
 
 
 class _States(NamedTuple):
-    """What an actor-critic says at the T + 1 states, and the prior at the first T."""
+    """What an actor-critic says at the T + 1 states; of the actions taken and the prior, at T."""
 
     v: Array
     log_pi: Array
+    log_pi_a: Array
     kl: Array
     log_prior: ArrayLike | None
 
@@ -285,8 +284,9 @@ def _states(
 ) -> _States:
     v = _checks.states(function, "v", v, "a_tm1", a_tm1)
     log_pi = _checks.states(function, "log_pi", log_pi, "a_tm1", a_tm1)
+    log_pi_a = losses.take_action(log_pi[:-1], a_tm1)
     kl = boltzmann.kl_to_prior(log_pi, log_prior)
     if log_prior is not None and jnp.ndim(log_prior) == log_pi.ndim:
         prior = jnp.asarray(log_prior)
         log_prior = prior if prior.shape[0] == 1 else prior[:-1]
-    return _States(v, log_pi, kl, log_prior)
+    return _States(v, log_pi, log_pi_a, kl, log_prior)
