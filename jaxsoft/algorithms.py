@@ -123,8 +123,7 @@ def actor_critic(
     return actor_critic_loss(
         name,
         at.v[:-1],
-        at.log_pi[:-1],
-        a_tm1,
+        at.log_pi_a,
         target_t=target_t,
         target_kl_tm1=at.kl_tm1,
         kl_tm1=at.kl_tm1,
@@ -161,8 +160,7 @@ def naive_actor_critic(
     return actor_critic_loss(
         name,
         at.v[:-1],
-        at.log_pi[:-1],
-        a_tm1,
+        at.log_pi_a,
         target_t=target_t,
         target_kl_tm1=0.0,
         kl_tm1=at.kl_tm1,
@@ -277,10 +275,11 @@ def _starts(kl: ArrayLike) -> ArrayLike:
 
 
 class _States(NamedTuple):
-    """What an actor-critic says at the T + 1 states, and the KL and the prior at the first T."""
+    """What an actor-critic says at the T + 1 states; what belongs to the T actions taken."""
 
     v: Array
     log_pi: Array
+    log_pi_a: Array
     kl_tm1: Array
     log_prior: ArrayLike | None
 
@@ -290,8 +289,10 @@ def _states(
 ) -> _States:
     v = _checks.states(function, "v", v, "a_tm1", a_tm1)
     log_pi = _checks.states(function, "log_pi", log_pi, "a_tm1", a_tm1)
+    log_pi_a = losses.take_action(log_pi[:-1], a_tm1)
     if log_prior is not None and jnp.ndim(log_prior) == log_pi.ndim:
         prior = jnp.asarray(log_prior)
         log_prior = prior if prior.shape[0] == 1 else prior[:-1]
     # Of the starts alone: a policy is not even computed at the last state.
-    return _States(v, log_pi, boltzmann.kl_to_prior(log_pi[:-1], log_prior), log_prior)
+    kl_tm1 = boltzmann.kl_to_prior(log_pi[:-1], log_prior)
+    return _States(v, log_pi, log_pi_a, kl_tm1, log_prior)

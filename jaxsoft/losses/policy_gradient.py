@@ -107,12 +107,13 @@ def a2c_loss(
     Returns:
       [T, ...].
     """
+    name = "a2c_loss"
+    log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
     return actor_critic_loss(
-        "a2c_loss",
+        name,
         v_tm1,
-        log_pi_tm1,
-        a_tm1,
+        log_pi_a,
         target_t=target_t,
         target_kl_tm1=kl,
         kl_tm1=kl,
@@ -124,8 +125,7 @@ def a2c_loss(
 def actor_critic_loss(
     function: str,
     v_tm1: ArrayLike,
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
+    log_pi_a_tm1: ArrayLike,
     *,
     target_t: ArrayLike,
     target_kl_tm1: ArrayLike,
@@ -133,12 +133,12 @@ def actor_critic_loss(
     tau: ArrayLike,
     value_coef: ArrayLike,
 ) -> Array:
-    """`a2c_loss` of KLs that are known: of the policy, and of the first state in the target."""
+    """`a2c_loss` of known KLs: that of the policy, and the one that the target includes."""
     _checks.at_least(function, "tau", tau, 0.0)
     args = _checks.sequences(
         function,
         v_tm1=v_tm1,
-        log_pi_tm1=_common.take(function, "log_pi_tm1", log_pi_tm1, a_tm1),
+        log_pi_tm1=log_pi_a_tm1,
         target_t=_common.fixed(function, "target_t", target_t),
         target_kl=_common.fixed(function, "target_kl", target_kl_tm1),
         kl=kl_tm1,
