@@ -28,7 +28,7 @@ help: ## Print the targets
 
 run: ## Set up, train soft Q and A2C on GAME for STEPS, compare
 	@$(SETUP) train
-	$(BIN)/python -m jaxsoft.cli.compare --game $(GAME) --steps $(STEPS) --out runs/$(GAME)-$(STEPS)
+	$(BIN)/jaxsoft compare --game $(GAME) --steps $(STEPS) --out runs/$(GAME)-$(STEPS)
 
 bench: ## Measure, in ten minutes on two cores, and compare with the committed results
 	@$(SETUP) bench
@@ -38,7 +38,7 @@ bench: ## Measure, in ten minutes on two cores, and compare with the committed r
 	$(BIN)/python -m benchmarks.memory --json build/bench/memory_cpu.json
 	$(BIN)/python -m benchmarks.regression build/bench
 
-results: ## Make every table and figure of the experiments anew from the committed CSVs
+results: ## Make every table and figure of the experiments from the committed CSVs
 	@$(SETUP) train
 	$(BIN)/python -m experiments.report.publish
 

@@ -153,7 +153,8 @@ def rlax_hard_q(net: Arrays, ro: Arrays) -> Array:
     def one(q: Array, a: Array, r: Array, discount: Array) -> Array:
         v = q[1:].max(-1)
         y = rlax.n_step_bootstrapped_returns(r, discount, v, N, stop_target_gradients=True)
-        return rlax.l2_loss(rlax.batched_index(q[:-1], a) - y).mean()
+        loss: Array = rlax.l2_loss(rlax.batched_index(q[:-1], a) - y).mean()
+        return loss
 
     return jax.vmap(one, 1)(net["q"], ro["a"], ro["r"], ro["discount"]).mean()
 
@@ -164,7 +165,8 @@ def rlax_naive_policy_gradient(net: Arrays, ro: Arrays) -> Array:
         weight = jnp.ones_like(r)
         policy = rlax.policy_gradient_loss(logits[:-1], a, error, weight)
         entropy = rlax.entropy_loss(logits[:-1], weight)
-        return policy + TAU * entropy + C * rlax.l2_loss(error).mean()
+        loss: Array = policy + TAU * entropy + C * rlax.l2_loss(error).mean()
+        return loss
 
     rest = (ro["a"], ro["r"], ro["discount"])
     return jax.vmap(one, 1)(net["v"], net["logits"], *rest).mean()
@@ -201,7 +203,10 @@ def torch_sides(name: str, net: Arrays, rollout: Arrays) -> dict[str, Callable[[
     if importlib.util.find_spec("torch") is None:
         return {}
     torch_losses = importlib.import_module("benchmarks.peers.torch_losses")
-    return torch_losses.sides(torch_losses.loss(name, TAU, N, C), net, rollout)
+    calls: dict[str, Callable[[], Any]] = torch_losses.sides(
+        torch_losses.loss(name, TAU, N, C), net, rollout
+    )
+    return calls
 
 
 def agree(name: str, results: Mapping[str, Any]) -> None:
@@ -216,7 +221,7 @@ def agree(name: str, results: Mapping[str, Any]) -> None:
     expected = [plain(x) for x in jax.tree.leaves(results[first])]
     for other in others:
         for x, y in zip(expected, map(plain, jax.tree.leaves(results[other])), strict=True):
-            error = np.linalg.norm(x - y) / max(np.linalg.norm(x), 1e-30)
+            error = np.linalg.norm(x - y) / max(float(np.linalg.norm(x)), 1e-30)
             if not error < 2e-3:
                 raise SystemExit(f"{name}: {other} is {error:.1e} apart from {first}")
 
@@ -230,10 +235,10 @@ def copy_rate(megabytes: int) -> float:
 
 
 def loss_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
-    lengths, batches, actions, repetitions = (5, 32, 128, 1024), (16, 256, 4096), (4, 18), 5
+    lengths, batches, actions, repetitions = [5, 32, 128, 1024], [16, 256, 4096], [4, 18], 5
     dtypes: tuple[Any, ...] = (jnp.float32, jnp.bfloat16)
     if quick:
-        lengths, batches, actions, dtypes, repetitions = (5, 128), (16, 256), (4,), dtypes[:1], 3
+        lengths, batches, actions, dtypes, repetitions = [5, 128], [16, 256], [4], dtypes[:1], 3
     elif not full:
         dtypes = dtypes[:1]
     rate = copy_rate(64 if quick else 256)
@@ -278,7 +283,8 @@ def advantages(r: Array, discount: Array, v: Array) -> Array:
 
 def rlax_advantages(r: Array, discount: Array, v: Array) -> Array:
     def one(r: Array, discount: Array, v: Array) -> Array:
-        return rlax.truncated_generalized_advantage_estimation(r, discount, 0.95, v)
+        out: Array = rlax.truncated_generalized_advantage_estimation(r, discount, 0.95, v)
+        return out
 
     return jax.vmap(one, 1, 1)(r, discount, v)
 
@@ -328,7 +334,8 @@ def through_network(
     params = network.init(jax.random.key(0), frames[:1])
 
     def loss(params: Any, frames: Array, rest: Arrays) -> Array:
-        v, log_pi = network.apply(params, frames)
+        said: Any = network.apply(params, frames)
+        v, log_pi = said
         return jaxsoft.a2c_loss(
             v, log_pi, rest["a"], target_t=rest["target"], tau=TAU, value_coef=C
         ).mean()
@@ -359,7 +366,7 @@ def network_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
         agree(f"network {batch}", {name: f()[0] for name, f in calls.items()})
         seconds = harness.measure(calls, repetitions=3 if batch > 320 else 7)
         for name in calls:
-            row = {"loss": "a2c, Nature CNN", "B": batch, "side": name}
+            row: dict[str, Any] = {"loss": "a2c, Nature CNN", "B": batch, "side": name}
             row |= harness.summary(seconds[name])
             row["to_jaxsoft"] = harness.ratio(seconds, name, "jaxsoft")["median"]
             row["frames_per_second"] = 1e6 * batch / row["median_us"]

@@ -59,10 +59,12 @@ class Case:
         return {"part": part, "network": self.name, "parameters": self.size, "batch": self.batch}
 
     def log_prob(self, params: Any) -> Array:
-        return jaxsoft.take_action(self.policy.apply(params, self.inputs)[1], self.actions)  # type: ignore[index]
+        said: Any = self.policy.apply(params, self.inputs)
+        return jaxsoft.take_action(said[1], self.actions)
 
     def action_value(self, params: Any) -> Array:
-        return jaxsoft.take_action(self.values.apply(params, self.inputs), self.actions)  # type: ignore[arg-type]
+        said: Any = self.values.apply(params, self.inputs)
+        return jaxsoft.take_action(said, self.actions)
 
     def step(self, params: Any, solver: str, damping: float, iterations: int) -> Any:
         return jaxsoft.natural_gradient(
@@ -154,7 +156,7 @@ def damping(cases: Iterable[Case], repetitions: int) -> list[Row]:
 
 
 def descent(cases: Iterable[Case], steps: int, repetitions: int) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for case in cases:
         start = case.values.init(jax.random.key(0), case.inputs[:1])
         target = case.signal
@@ -185,7 +187,7 @@ def descent(cases: Iterable[Case], steps: int, repetitions: int) -> list[Row]:
                 f = compiled(functools.partial(first_order, optimiser))
                 methods[f"{name}, {size:g}"] = (f, optimiser.init(start))
         timing = {
-            name: functools.partial(*methods[name][:1], start, methods[name][1])
+            name: functools.partial(methods[name][0], start, methods[name][1])
             for name in ("damped Q", "SGD, 0.1", "Adam, 0.001")
         }
         seconds = harness.measure(timing, repetitions=repetitions)

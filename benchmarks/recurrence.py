@@ -19,6 +19,7 @@ from benchmarks import harness
 from jaxsoft import _recurrence
 
 Recurrence = Callable[[Array, Array], Array]
+Pair = tuple[Array, Array]
 
 
 def unrolled(x: Array, c: Array) -> Array:
@@ -71,18 +72,18 @@ def blocked(x: Array, c: Array, window: int) -> Array:
     pad = [(0, blocks * window - length), (0, 0)]
     x, c = (jnp.pad(a, pad).reshape(blocks, window, batch).swapaxes(0, 1) for a in (x, c))
 
-    def backward(state: tuple[Array, Array], inputs: tuple[Array, Array]):
+    def backward(state: Pair, inputs: Pair) -> tuple[Pair, Pair]:
         state = inputs[0] + inputs[1] * state[0], inputs[1] * state[1]
         return state, state
 
-    def forward(state: tuple[Array, Array], inputs: tuple[Array, Array]):
+    def forward(state: Pair, inputs: Pair) -> tuple[Pair, Array]:
         return (state[0] + state[1] * inputs[0], state[1] * inputs[1]), state[0]
 
     zero, one = jnp.zeros_like(x[0]), jnp.ones_like(x[0])
     _, (ends, products) = jax.lax.scan(backward, (zero, one), (x, c), reverse=True)
     _, starts = jax.lax.scan(forward, (zero, one), (x, c))
     following = jnp.concatenate([starts[:, 1:], jnp.zeros_like(starts[:, :1])], axis=1)
-    sums = ends + products * following
+    sums: Array = ends + products * following
     return sums.swapaxes(0, 1).reshape(blocks * window, batch)[:length]
 
 
@@ -112,9 +113,9 @@ def windowed(window: int) -> dict[str, Recurrence]:
 
 def main() -> None:
     args = harness.arguments("Evaluations of the linear recurrence under all returns.")
-    lengths, batches, windows, repetitions = (5, 32, 128, 1024), (16, 256, 4096), (5, 20, 128), 9
+    lengths, batches, windows, repetitions = [5, 32, 128, 1024], [16, 256, 4096], [5, 20, 128], 9
     if args.quick:
-        lengths, batches, windows, repetitions = (5, 128), (16, 256), (5,), 5
+        lengths, batches, windows, repetitions = [5, 128], [16, 256], [5], 5
     rows = []
     for length, batch in itertools.product(lengths, batches):
         rng = np.random.default_rng(0)

@@ -51,7 +51,7 @@ def play(params, key):
 def loss(params, observations, actions, rewards, discounts, step_loss):
     v, log_pi = network(params, observations)  # at T + 1 states
     targets = jaxsoft.n_step_soft_q_targets(
-        v, jaxsoft.kl_to_prior(log_pi), rewards, discount_t=discounts, tau=TAU, n=5
+        v, jaxsoft.kl_to_prior(log_pi[:-1]), rewards, discount_t=discounts, tau=TAU, n=5
     )
     return step_loss(v[:-1], log_pi[:-1], actions, target_t=targets, tau=TAU).mean()
 

@@ -5,6 +5,8 @@ one rollout with `jaxsoft.check_equivalence`: as the theorem wants it, and with 
 broken in turn.
 """
 
+from typing import Any
+
 import catch
 import jax
 import jax.numpy as jnp
@@ -71,7 +73,7 @@ def show_preconditions(params, key):
         return jnp.where(jnp.abs(error) < 0.1, error**2 / 2, 0.1 * (jnp.abs(error) - 0.05))
 
     shown = "actions ε-greedy, ε = 0.1"
-    cases = {
+    cases: dict[str, dict[str, Any]] = {
         "none: as the theorem wants it": {},
         "actions uniform": {"behaviour_log_pi": uniform},
         shown: {"behaviour_log_pi": greedy},

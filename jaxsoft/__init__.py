@@ -3,6 +3,12 @@
 After Schulman, Chen and Abbeel (2017), *Equivalence Between Policy Gradients and Soft Q-Learning*.
 """
 
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from jaxsoft.algorithms import (
     actor_critic,
     damped_natural_q,
@@ -54,6 +60,9 @@ from jaxsoft.returns import (
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from jaxsoft.cli.policy import Policy
+
 __all__ = [
     "Equivalence",
     "FisherState",
@@ -68,6 +77,7 @@ __all__ = [
     "damped_soft_q_loss",
     "kl_to_prior",
     "lambda_advantages",
+    "load_policy",
     "log_policy",
     "n_step_advantages",
     "n_step_soft_q",
@@ -96,3 +106,28 @@ __all__ = [
     "v_trace",
     "value_loss",
 ]
+
+
+def load_policy(
+    directory: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    seed: int | None = None,
+    how: str = "sampled",
+) -> Policy:
+    """What `jaxsoft train` has learned, as `policy(observation, key) -> action`; see `Policy`.
+
+    Args:
+      directory: the `--out` of the run.
+      step: of the checkpoint; by default the newest.
+      seed: one of the run's; by default the first.
+      how: `"sampled"`, as the agent acted in training, or `"greedy"`, by its best action.
+    """
+    try:
+        from jaxsoft.cli import evaluate, policy  # noqa: PLC0415 (the losses need neither)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"jaxsoft.load_policy needs {error.name}, which is not installed. Install all that "
+            "training needs with pip install 'jaxsoft[train]'."
+        ) from error
+    return policy.Policy(evaluate.load(Path(directory), step), seed=seed, how=how)

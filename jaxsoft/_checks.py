@@ -70,7 +70,7 @@ def count(function: str, name: str, n: object) -> int:
 
 
 def common_shape(function: str, **arrays: Array) -> tuple[int, ...]:
-    """The common shape [T, ...] of per-step arrays; scalars go with every shape."""
+    """The common shape [T, ...] of per-step arrays; scalars fit every shape."""
     shapes = {name: x.shape for name, x in arrays.items() if x.ndim}
     if not shapes:
         raise fail(

@@ -8,6 +8,8 @@ import jax
 import pytest
 
 import jaxsoft
+from jaxsoft.agents.registry import ALGORITHMS
+from jaxsoft.cli import train
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -34,12 +36,35 @@ def test_the_guide_runs(capsys: pytest.CaptureFixture) -> None:
     assert "All preconditions hold" in capsys.readouterr().out
 
 
-def test_the_training_page_runs(capsys: pytest.CaptureFixture) -> None:
+def test_the_training_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     page = (ROOT / "docs" / "training.md").read_text()
-    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [command] = re.findall(r"^    jaxsoft train (.* --out runs/catch)$", page, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    shared: dict = {}
+    figures = {}
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        exec(block, {})
-    assert len(capsys.readouterr().out.split()) >= 2
+        assert train.main(command.split()) == 0
+        for section in page.split("\n## ")[1:]:
+            for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+                capsys.readouterr()
+                exec(block, shared)
+                title = section.splitlines()[0]
+                said = capsys.readouterr().out.rpartition("[")[2]
+                figures[title] = [float(x) for x in re.findall(r"-?\d+\.?\d*", said)]
+    assert sum(figures["Use the policy in your own program"]) > 4  # of eight games
+    assert len(figures["Your own loss"]) == 2
+    assert shared["entry"].defaults(images=False)["tau"] == 0.1
+    assert min(figures["Your own agent"]) > 0
+    assert max(figures["Your own environment"]) < 10  # steps; at random they are about twenty
+
+
+def test_the_training_page_names_every_algorithm() -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    [table] = re.findall(r"^## Algorithms\n\n((?:\|.*\n)+)", page, re.MULTILINE)
+    first = "".join(row.split("|")[1] for row in table.splitlines())
+    assert sorted(re.findall(r"`(\w+)`", first)) == sorted(ALGORITHMS)
 
 
 def test_the_equivalence_report(

@@ -1,8 +1,5 @@
 """The gradients of soft Q-learning and policy gradient along real runs, and what parts them.
 
-    python -m experiments.gradients --preset quick
-    python -m experiments.gradients --runs runs/figure3/cpu/Pong-v5/soft_q/0 --results DIR
-
 At every checkpoint of a run, new games are played by its policy. gradients.csv has, for batches of
 several sizes out of them, how alike the two gradients of one batch are, and how each varies between
 batches; conditions.csv has how far the two *expected* gradients are apart where actions come from
@@ -11,10 +8,8 @@ another policy than π, or targets from other parameters.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +20,11 @@ import numpy as np
 from jax import Array
 
 import jaxsoft
-from experiments.engine import collected, study
-from experiments.report import gradients as gradient_report
-from experiments.studies import GRADIENTS
 from jaxsoft.agents import on_policy
 from jaxsoft.agents.base import Agent, Rollout
 from jaxsoft.agents.on_policy import Heads
-from jaxsoft.cli import assembly, evaluate, train
+from jaxsoft.cli import assembly, evaluate
 from jaxsoft.cli.config import ConfigError
-from jaxsoft.cli.options import stop_with
 from jaxsoft.training import checkpoints as checkpoint
 from jaxsoft.training.loop import TrainState
 from jaxsoft.training.provenance import write_json
@@ -99,7 +90,7 @@ class _Probe:
         )
 
     def _targets(self, at: Heads, rollout: Rollout) -> Array:
-        kl = jaxsoft.kl_to_prior(at.log_pi, self.objective.log_prior)
+        kl = jaxsoft.kl_to_prior(at.log_pi[:-1], self.objective.log_prior)
         return on_policy.soft_targets(at, kl, rollout, self.objective)
 
     def _unit_gradients(self, params: Any, rollout: Rollout, value_coef: Array) -> list[Any]:
@@ -238,8 +229,8 @@ def _numbers(soft_q: Any, policy_gradient: Any) -> dict[str, Array]:
     return numbers
 
 
-def _measured(out: Path, size: Size) -> dict[str, list[dict[str, Any]]]:
-    """Of a run's folder, once: what was measured before is read."""
+def measured(out: Path, size: Size) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a run's folder; what was measured before is read."""
     saved = checkpoint.saved_steps(out / "checkpoints")
     if not saved:
         raise ConfigError(f"{out} holds no run with a checkpoint. Name the --out of one.")
@@ -298,82 +289,3 @@ def _nearest(steps: Sequence[int], shares: int) -> list[int]:
     wanted = np.linspace(min(steps), max(steps), shares + 1)
     chosen: list[int] = sorted({min(steps, key=lambda s: abs(s - w)) for w in wanted})
     return chosen
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.gradients",
-        description="Compares the gradients of soft Q-learning and policy gradient at the "
-        "checkpoints of runs, on new games. Writes gradients.csv, conditions.csv, table.md and "
-        "figures. Can be broken off at any time; the same command goes on.",
-        allow_abbrev=False,
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--preset",
-        choices=tuple(GRADIENTS.presets),
-        help="train on small games at five τ first",
-    )
-    what.add_argument(
-        "--runs", nargs="+", type=Path, metavar="DIR", help="folders of runs of soft_q or a2c"
-    )
-    parser.add_argument("--out", type=Path, help="folder of the runs that --preset trains")
-    parser.add_argument("--results", type=Path, help="folder to write to (default --out)")
-    parser.add_argument("--games", nargs="+", default=[], metavar="ID", help="only these")
-    parser.add_argument("--seeds", nargs="+", default=[], type=int, metavar="N")
-    parser.add_argument("--steps", type=int, metavar="N", help="of the runs, instead")
-    parser.add_argument("--units", type=int, help="environments to play in (default 1024)")
-    given = parser.parse_args(words)
-    name = given.preset or "runs"
-    out = given.out or Path("runs") / "gradients" / name
-    results = given.results or out
-    size = Size() if given.units is None else Size(units=given.units)
-    if size.units < 4 or size.units & (size.units - 1):
-        parser.error(f"--units {size.units}: give a power of two, 4 or more, to halve batches by")
-    if given.runs and (given.games or given.seeds or given.steps or given.out):
-        parser.error("--games, --seeds, --steps and --out go with --preset: leave them out")
-    began = time.monotonic()
-    try:
-        folders = given.runs or []
-        if given.preset:
-            todo = study.cells(
-                GRADIENTS,
-                GRADIENTS.presets[given.preset],
-                out,
-                games=given.games,
-                seeds=given.seeds,
-                steps=given.steps,
-            )
-            todo = [
-                dataclasses.replace(
-                    cell, words=(*cell.words, "--checkpoint-steps", str(cell.steps // SHARES))
-                )
-                for cell in todo
-            ]
-            if status := study.carry_out(todo):
-                return status
-            if others := [str(cell.out) for cell in todo if not cell.finished]:
-                raise ConfigError(
-                    f"Another process is still at {', '.join(others)}. Run the same command again "
-                    "when it has finished."
-                )
-            folders = [cell.out for cell in todo]
-        gradients: list[dict[str, Any]] = []
-        conditions: list[dict[str, Any]] = []
-        for folder in folders:
-            print(folder, flush=True)
-            found = _measured(folder, size)
-            gradients += found["gradients"]
-            conditions += found["conditions"]
-        collected.write_csv(results / "gradients.csv", gradients)
-        collected.write_csv(results / "conditions.csv", conditions)
-        collected.write_csv(
-            results / "runs.csv", [collected.about_run(folder) for folder in folders]
-        )
-        gradient_report.build("gradients", results.name, results)
-    except (ConfigError, train.RunError, OSError, ValueError) as error:
-        return stop_with(error)
-    print((results / "table.md").read_text())
-    print(f"{results}: {time.monotonic() - began:.0f} s")
-    return 0

@@ -20,9 +20,25 @@ from typing import Any, Literal
 from jaxsoft.agents import natural, on_policy
 from jaxsoft.agents._make import Make, Problem, along, descending, from_replay, network_for
 from jaxsoft.agents.base import Agent
-from jaxsoft.agents.settings import OnPolicy, Settings, SettingsError, count, flag, option
+from jaxsoft.agents.settings import (
+    OnPolicy,
+    Settings,
+    SettingsError,
+    count,
+    option,
+    said,
+    word,
+)
 
-__all__ = ["ALGORITHMS", "Algorithm", "Problem", "settings_of"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Problem",
+    "along",
+    "descending",
+    "from_replay",
+    "settings_of",
+]
 
 
 @dataclass(frozen=True)
@@ -106,19 +122,19 @@ class Replay(Settings):
         if per_update % self.steps_per_gradient:
             raise SettingsError(
                 f"--steps-per-gradient {self.steps_per_gradient} does not divide the {per_update} "
-                f"steps of an update ({self.num_envs} environments x {self.rollout_length}). "
-                "Change one of the three."
+                f"steps of an update, --num-envs {self.num_envs} x --rollout-length "
+                f"{self.rollout_length}. Change one of the three."
             )
         if self.capacity < self.learning_starts:
             raise SettingsError(
                 f"--capacity {self.capacity:_} is less than --learning-starts "
                 f"{self.learning_starts:_}. Learning would start with a replay that has already "
-                "lost data: raise the capacity."
+                "lost data. Raise the capacity, or start earlier."
             )
         if steps < self.learning_starts:
             raise SettingsError(
                 f"--steps {steps:_} is less than --learning-starts {self.learning_starts:_}. "
-                "Nothing would be learned: change one of the two."
+                "Nothing would be learned. Change one of the two."
             )
 
 
@@ -174,13 +190,13 @@ class Algorithm:
         for key, value in self.fixed.items():
             if getattr(settings, key) != value:
                 raise SettingsError(
-                    f"{flag(key)} {getattr(settings, key)} does not go with --algorithm {name}, "
-                    f"for which it is {value}. Leave it out, or choose another algorithm."
+                    f"{said(key, getattr(settings, key))} does not go with --algorithm {name}, for "
+                    f"which it is {word(value)}. Leave it out, or choose another algorithm."
                 )
         if self.soft and not settings.tau > 0:
             hard = ", or --algorithm dqn." if issubclass(self.settings, Replay) else "."
             raise SettingsError(
-                f"--tau {settings.tau:g} with --algorithm {name}: at 0 there is no soft policy. "
+                f"--tau 0 does not go with --algorithm {name}: it needs a soft policy. "
                 f"Give a positive τ{hard}"
             )
 
@@ -232,7 +248,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         soft=True,
     ),
     "damped_q": Algorithm(
-        "damped soft Q-learning, a Gauss-Newton step a rollout (72)-(78)",
+        "damped soft Q-learning, one Gauss-Newton step per rollout (72)-(78)",
         head="q",
         settings=Solved,
         make=along(natural.damped_q),

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from jaxsoft.agents.on_policy import Objective
 
-__all__ = ["OnPolicy", "Settings", "SettingsError", "count", "flag", "option"]
+__all__ = [
+    "OnPolicy",
+    "Settings",
+    "SettingsError",
+    "check_range",
+    "count",
+    "flag",
+    "option",
+    "said",
+    "word",
+]
 
 
 class SettingsError(ValueError):
@@ -19,6 +30,24 @@ class SettingsError(ValueError):
 def flag(name: str) -> str:
     """The flag of a setting."""
     return "--" + name.replace("_", "-")
+
+
+def word(value: Any) -> str:
+    """A value as it is given on the command line."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:_}"
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def said(name: str, value: Any) -> str:
+    """A setting as it is given on the command line."""
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}")
+    return f"{flag(name)} {word(value)}"
 
 
 def count(text: str) -> int:
@@ -41,9 +70,10 @@ def option(
     images: Any = None,
     *,
     vectors: Any = ...,
+    group: str = "",
     source: str = "",
     least: float | None = None,
-    most: float = float("inf"),
+    most: float | None = None,
     **parser: Any,
 ) -> Any:
     """A setting.
@@ -52,15 +82,17 @@ def option(
       text: of the help.
       images: its default on images; `...` where it must be given.
       vectors: its default on other observations, by default the same.
+      group: title of the help under which it stands; by default the algorithms that have it.
       source: where the default comes from.
-      least: of a number, the least that is allowed.
-      most: the greatest.
+      least: of numbers, the least that is allowed.
+      most: the greatest; by default any that is finite.
       **parser: what `argparse` needs to read it.
     """
     metadata = {
         "text": text,
         "images": images,
         "vectors": images if vectors is ... else vectors,
+        "group": group,
         "source": source,
         "least": least,
         "most": most,
@@ -69,56 +101,104 @@ def option(
     return field(metadata=metadata) if images is ... else field(default=images, metadata=metadata)
 
 
+def check_range(values: Any) -> None:
+    """Refuses numbers of a dataclass of options that are out of their range."""
+    for spec in dataclasses.fields(values):
+        least, most = spec.metadata.get("least"), spec.metadata.get("most")
+        value = getattr(values, spec.name)
+        if least is None or value is None:
+            continue
+        several = isinstance(value, tuple)
+        each = value if several else (value,)
+        if all(least <= x < math.inf if most is None else least <= x <= most for x in each):
+            continue
+        what = (
+            f"of at least {word(least)}" if most is None else f"from {word(least)} to {word(most)}"
+        )
+        numbers = "numbers" if several else "a finite number" if value == math.inf else "a number"
+        raise SettingsError(f"{said(spec.name, value)} is out of range. Give {numbers} {what}.")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What every algorithm has: the settings of the rollouts, the objective and the descent."""
 
-    num_envs: int = option("environments of every seed", 16, source="A2C", least=1, type=count)
+    num_envs: int = option(
+        "environments of every seed", 16, group="rollouts", source="A2C", least=1, type=count
+    )
     rollout_length: int = option(
         "steps of each environment between updates",
         5,
+        group="rollouts",
         vectors=8,
         source="§6.3: every 5 steps",
         least=1,
         type=count,
     )
-    n: int = option("steps to the bootstrap", source="§6.1-6.3", least=1, type=count)
-    discount: float = option("γ", 0.99, source="A2C", least=0, most=1, type=float)
-    tau: float = option("temperature τ", 0.01, source="§6.1: 0.01; §6.2: 0.1", least=0, type=float)
+    n: int | None = option(
+        "steps to the bootstrap", group="objective", source="§6.1-6.3", least=1, type=count
+    )
+    discount: float = option(
+        "discount factor γ", 0.99, group="objective", source="A2C", least=0, most=1, type=float
+    )
+    tau: float = option(
+        "temperature τ",
+        0.01,
+        group="objective",
+        source="§6.1: 0.01; §6.2: 0.1",
+        least=0,
+        type=float,
+    )
     prior: str = option(
         "π̄: uniform (KL penalty) or counting (entropy bonus)",
         "uniform",
+        group="objective",
         source="§6.1: uniform",
         choices=("uniform", "counting"),
     )
     optimiser: str = option(
         "method of descent",
         "rmsprop",
+        group="descent",
         vectors="adam",
         source="A2C",
         choices=("rmsprop", "adam", "sgd"),
     )
     learning_rate: float = option(
-        "step size", 7e-4, vectors=3e-3, source="A2C", least=0, type=float
+        "step size of the descent",
+        7e-4,
+        group="descent",
+        vectors=3e-3,
+        source="A2C",
+        least=0,
+        type=float,
     )
     schedule: str = option(
-        "of the learning rate: constant, or linear to 0",
+        "of the learning rate: constant, or falling linearly to 0",
         "linear",
+        group="descent",
         source="A2C",
         choices=("linear", "constant"),
     )
     max_gradient_norm: float = option(
-        "clips the gradient; inf does not", 0.5, source="A2C", least=0, type=float
+        "clips the gradient; inf does not",
+        0.5,
+        group="descent",
+        source="A2C",
+        least=0,
+        most=math.inf,
+        type=float,
     )
 
     def objective(self) -> Objective:
         """What is maximised."""
         log_prior = None if self.prior == "uniform" else 0.0
-        return Objective(self.tau, self.discount, self.n, 0.5, log_prior)
+        n = self.rollout_length if self.n is None else self.n
+        return Objective(self.tau, self.discount, n, 0.5, log_prior)
 
     def completed(self) -> Self:
         """With n as long as the rollout, where it was left open."""
-        return self if self.n else dataclasses.replace(self, n=self.rollout_length)
+        return dataclasses.replace(self, n=self.rollout_length) if self.n is None else self
 
     def updates(self, steps: int) -> int:
         """Rollouts of a run of so many environment steps."""
@@ -130,28 +210,12 @@ class Settings:
 
     def check(self, steps: int) -> None:
         """Refuses what cannot be run, with what to do about it."""
-        for spec in dataclasses.fields(self):
-            least, most, value = (
-                spec.metadata["least"],
-                spec.metadata["most"],
-                getattr(self, spec.name),
-            )
-            if least is not None and not (least <= value <= most):
-                what = (
-                    f"at least {least:g}" if most == float("inf") else f"in [{least:g}, {most:g}]"
-                )
-                raise SettingsError(
-                    f"{flag(spec.name)} must be {what}, got {value}. Give such a number."
-                )
-            if spec.name != "max_gradient_norm" and value == float("inf"):
-                raise SettingsError(
-                    f"{flag(spec.name)} must be finite, got {value}. Give a number."
-                )
+        check_range(self)
         per_update = self.num_envs * self.rollout_length
         if steps < per_update:
             raise SettingsError(
-                f"--steps {steps:_} is less than one update, {self.num_envs} environments x "
-                f"{self.rollout_length} steps. Give at least {per_update}."
+                f"--steps {steps:_} is less than one update, --num-envs {self.num_envs} x "
+                f"--rollout-length {self.rollout_length}. Give at least {per_update}."
             )
 
 
@@ -162,8 +226,8 @@ class OnPolicy(Settings):
     def check(self, steps: int) -> None:
         """As for all, and n within the rollout."""
         super().check(steps)
-        if self.n > self.rollout_length:
+        if self.n is not None and self.n > self.rollout_length:
             raise SettingsError(
                 f"--n {self.n} is longer than --rollout-length {self.rollout_length}. An n-step "
-                "return ends with its rollout: lengthen that, or give a smaller n."
+                "return ends with its rollout. Lengthen that, or give a smaller n."
             )

@@ -1,4 +1,4 @@
-"""Trains several algorithms on one game and sets them side by side: `make run`."""
+"""Trains several algorithms on one game and compares them: `jaxsoft compare --help`."""
 
 from __future__ import annotations
 
@@ -75,29 +75,34 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command."""
     parser = Parser(
         prog="jaxsoft compare",
-        description="Trains algorithms on one game, one after the other, and prints what they "
-        "reached and, for one that is tied (soft_q, a2c), how far its gradient is from the "
-        "other's. Can be interrupted at any time; the same command resumes.",
-        allow_abbrev=False,
+        usage="jaxsoft compare --game GAME --steps N --out PATH [options]",
+        description="Trains algorithms on one game, one after the other, prints what they reached, "
+        "and draws their\nlearning curves. For the first that has values and a policy, also prints "
+        "how far the gradients of\nsoft Q-learning and policy gradient are apart at what it has "
+        "learned. Can be interrupted at any\ntime; the same command resumes.",
     )
-    parser.add_argument("--game", required=True, help="any EnvPool id with discrete actions")
-    parser.add_argument(
+
+    def add(name: str, text: str, **how: Any) -> None:
+        parser.add_argument(name, help=text, **how)
+
+    add("--game", "any EnvPool id with discrete actions", metavar="GAME", required=True)
+    add("--steps", "agent steps of every seed of each", metavar="N", required=True)
+    add("--out", "folder; the runs are folders in it", type=Path, metavar="PATH", required=True)
+    add(
         "--algorithms",
+        "of jaxsoft train (default soft_q a2c)",
         nargs="+",
         default=["soft_q", "a2c"],
         choices=tuple(ALGORITHMS),
         metavar="NAME",
-        help="of jaxsoft train (default soft_q a2c)",
     )
-    parser.add_argument("--steps", required=True, help="agent steps of every seed")
-    parser.add_argument(
+    add(
         "--seeds",
+        "of independent agents (default 0 1 2)",
         nargs="+",
         default=["0", "1", "2"],
         metavar="N",
-        help="of independent learners (default 0 1 2)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder, one inside for each")
     given = parser.parse_args(words)
     runs = {name: given.out / name for name in given.algorithms}
     started = time.monotonic()
@@ -111,11 +116,11 @@ def main(words: Sequence[str] | None = None) -> int:
         console = Console()
         console.print()
         console.print(summarise(runs))
-        tied = [name for name in runs if name in ("soft_q", "a2c")]
+        tied = next((x for x in runs if ALGORITHMS[x].head == "actor_critic"), None)
         if tied:
-            print(f"\nThe gradients of soft Q-learning and policy gradient at what {tied[0]} has")
+            print(f"\nThe gradients of soft Q-learning and policy gradient at what {tied} has")
             print("learned, on one rollout of its own:\n")
-            print(equivalence(runs[tied[0]]))
+            print(equivalence(runs[tied]))
         curve = given.out / "curve.png"
         plot.learning_curve(
             {name: out / "metrics.csv" for name, out in runs.items()},

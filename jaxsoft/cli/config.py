@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from jaxsoft import environments
 from jaxsoft.agents.registry import ALGORITHMS, Algorithm, settings_of
-from jaxsoft.agents.settings import Settings, SettingsError, count, flag, option
+from jaxsoft.agents.settings import Settings, SettingsError, check_range, count, option, said
 
 __all__ = [
     "Config",
@@ -23,7 +24,6 @@ __all__ = [
     "from_json",
     "look_up",
     "to_json",
-    "word",
 ]
 
 ConfigError = SettingsError
@@ -40,11 +40,12 @@ class Config:
     the switches of Atari elsewhere.
     """
 
-    game: str = option("any EnvPool id with discrete actions", ...)
-    algorithm: str = option("what to train by, see below", ..., choices=tuple(ALGORITHMS))
+    game: str = option("any EnvPool id with discrete actions", ..., group="run")
+    algorithm: str = option("one of those above", ..., group="run", choices=tuple(ALGORITHMS))
     steps: int = option(
         "agent steps of every seed, all its environments counted; on Atari a step is 4 frames",
         ...,
+        group="run",
         least=1,
         most=2**31 - 1,
         type=count,
@@ -52,38 +53,51 @@ class Config:
     seeds: tuple[int, ...] = option(
         "of independent agents, trained side by side in one program",
         (0,),
+        group="run",
+        least=0,
+        most=2**16 - 1,
         type=count,
         nargs="+",
     )
-    hidden: tuple[int, ...] = option(
-        "tanh layers for vector observations; images get the Nature CNN",
-        (64, 64),
-        type=count,
-        nargs="+",
-    )
-    centred: bool | None = option(
-        "subtract its mean from each image (images)",
-        False,
-        vectors=None,
-        action=argparse.BooleanOptionalAction,
-    )
-    dtype: str = option("the network computes in", "float32", choices=("float32", "bfloat16"))
     episodic_life: bool | None = option(
-        "a lost life is a terminal for learning (Atari)",
+        "Atari: a lost life is a terminal for learning",
         True,
         vectors=None,
+        group="game",
         source="A2C",
         action=argparse.BooleanOptionalAction,
     )
     reward_clip: bool | None = option(
-        "learn from the sign of the reward; scores stay raw (Atari)",
+        "Atari: learn from the sign of the reward; scores stay raw",
         True,
         vectors=None,
+        group="game",
         source="A2C",
         action=argparse.BooleanOptionalAction,
     )
     max_episode_steps: int | None = option(
-        "time limit of a game; by default EnvPool's", least=1, type=count
+        "time limit of a game; by default EnvPool's", group="game", least=1, type=count
+    )
+    hidden: tuple[int, ...] = option(
+        "tanh layers for vector observations; images get the Nature CNN",
+        (64, 64),
+        group="network",
+        least=1,
+        type=count,
+        nargs="+",
+    )
+    centred: bool | None = option(
+        "images: subtract each image's mean",
+        False,
+        vectors=None,
+        group="network",
+        action=argparse.BooleanOptionalAction,
+    )
+    dtype: str = option(
+        "what the network computes in",
+        "float32",
+        group="network",
+        choices=("float32", "bfloat16"),
     )
     settings: Settings = dataclasses.field(default_factory=Settings)
 
@@ -102,47 +116,66 @@ class Config:
 class Runtime:
     """How a run is carried out, which does not change what it computes."""
 
-    out: Path = option("folder of the run", ..., type=Path)  # noqa: RUF009 (a field)
-    until: int | None = option(
-        "leave after so many of --steps, which still set the schedules; --resume continues",
-        least=1,
-        type=count,
-    )
+    out: Path = option("folder of the run", ..., group="run", type=Path)  # noqa: RUF009 (a field)
     resume: bool = option(
         "continue from the newest checkpoint of --out, or begin if there is none",
         False,
+        group="interruptions",
         action="store_true",
     )
-    driver: str = option(
-        "step the emulators inside the compiled program, or from the host",
-        "auto",
-        choices=("auto", "graph", "host"),
-    )
-    env_threads: int = option("emulator threads; 0 is one per core", 0, least=0, type=count)
-    report_every: int | None = option(
-        "steps between rows of metrics.csv; by default a hundredth of the run",
+    until: int | None = option(
+        "stop after so many of --steps, which still set the schedules; --resume continues",
+        group="interruptions",
         least=1,
         type=count,
     )
-    checkpoint_seconds: float = option("between checkpoints", 300.0, least=0, type=float)
+    checkpoint_seconds: float = option(
+        "between checkpoints", 300.0, group="interruptions", least=0, most=math.inf, type=float
+    )
     checkpoint_steps: int | None = option(
-        "a checkpoint before the first step as well, and at every multiple of so many",
+        "also a checkpoint before the first step and at every multiple of so many",
+        group="interruptions",
         least=1,
         type=count,
     )
-    keep: int = option("checkpoints kept, the latest", 3, least=1, type=count)
+    keep: int = option(
+        "checkpoints kept, the newest", 3, group="interruptions", least=1, type=count
+    )
     save_replay: bool = option(
-        "put the replay into the checkpoints; otherwise it is refilled after --resume",
+        "put the replay into the checkpoints; otherwise --resume fills it again",
         False,
+        group="interruptions",
         action=argparse.BooleanOptionalAction,
     )
     on_nan: str = option(
-        "at a gradient that is not finite, which is never applied: stop, or skip it and continue",
+        "a gradient that is not finite is never applied: stop then, or skip it and continue",
         "stop",
+        group="interruptions",
         choices=("stop", "skip"),
     )
+    driver: str = option(
+        "step the emulators inside the compiled program (graph) or from the host",
+        "auto",
+        group="execution and output",
+        choices=("auto", "graph", "host"),
+    )
+    env_threads: int = option(
+        "emulator threads; 0 is one per core",
+        0,
+        group="execution and output",
+        least=0,
+        type=count,
+    )
+    report_every: int | None = option(
+        "steps between rows of metrics.csv; by default a hundredth of the run",
+        group="execution and output",
+        least=1,
+        type=count,
+    )
     video: Path | None = option(  # noqa: RUF009 (a field)
-        "also record a game of the trained agent to this .gif", type=Path
+        "also record a game of the trained agent to this .gif",
+        group="execution and output",
+        type=Path,
     )
 
 
@@ -157,7 +190,10 @@ def complete(given: Mapping[str, Any]) -> Config:
     Args:
       given: flat, name -> value of any settings, at least game, algorithm and steps.
     """
-    about = look_up(given["game"])
+    try:
+        about = look_up(given["game"])
+    except ValueError as error:
+        raise ConfigError(f"--game {given['game']} cannot be trained on: {error}") from error
     name = given["algorithm"]
     entry = ALGORITHMS[name]
     if not about.action.categories:
@@ -172,51 +208,30 @@ def complete(given: Mapping[str, Any]) -> Config:
         if key in there and not there[key] and given.get(key) is not None:
             kind = "a game of images" if key == "centred" else "Atari"
             raise ConfigError(
-                f"{flag(key)} does not go with --game {about.game}: only {kind} has it. "
-                "Leave it out."
+                f"{said(key, given[key])} does not go with --game {about.game}: only {kind} has "
+                "it. Leave it out."
             )
         default = spec.metadata["images" if there.get(key, images) else "vectors"]
         run[key] = default if given.get(key) is None else given[key]
-    if images and run["hidden"] != (64, 64):
+    if images and given.get("hidden") not in (None, fields_of(Config)["hidden"].default):
         raise ConfigError(
-            f"--hidden {word(run['hidden'])} does not go with --game {about.game}, whose images "
+            f"{said('hidden', given['hidden'])} does not go with --game {about.game}, whose images "
             "get the Nature CNN. Leave it out."
         )
     known = fields_of(entry.settings)
     own = {key: x for key, x in given.items() if key not in run and x is not None}
-    for key in own.keys() - known.keys():
+    for key in (key for key in own if key not in known):
         having = [other for other, x in ALGORITHMS.items() if key in fields_of(x.settings)]
+        owners = f"it belongs to {', '.join(having)}" if having else "there is no such setting"
         raise ConfigError(
-            f"{flag(key)} {word(own[key])} does not go with --algorithm {name}; it belongs to "
-            f"{', '.join(having)}. Leave it out."
+            f"{said(key, own[key])} does not go with --algorithm {name}: {owners}. Leave it out."
         )
     config = Config(**run, settings=settings_of(name, own, images=images))
-    _validate(config)
+    check_range(config)
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(f"{said('seeds', config.seeds)} names a seed twice. Give each once.")
+    entry.check(name, config.settings, config.steps)
     return config
-
-
-def _validate(c: Config) -> None:
-    check_range(c)
-    if any(size < 1 for size in c.hidden):
-        raise ConfigError(
-            f"--hidden {word(c.hidden)} has a layer of less than 1. Give sizes of at least 1."
-        )
-    if len(set(c.seeds)) < len(c.seeds):
-        raise ConfigError(f"--seeds {word(c.seeds)} names a seed twice. Give each once.")
-    if not all(0 <= seed < 2**16 for seed in c.seeds):
-        raise ConfigError(f"--seeds {word(c.seeds)} leaves the range 0 … 65535. Give others.")
-    c.entry.check(c.algorithm, c.settings, c.steps)
-
-
-def check_range(values: Any) -> None:
-    """Refuses numbers of a dataclass of options that are outside their limits."""
-    for name, spec in fields_of(type(values)).items():
-        least, most, value = spec.metadata["least"], spec.metadata["most"], getattr(values, name)
-        if least is not None and value is not None and not least <= value <= most:
-            what = f"at least {least}" if value < least or value != value else f"at most {most:_}"
-            raise ConfigError(
-                f"{flag(name)} must be {what}, got {word(value)}. Give such a number."
-            )
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -240,10 +255,10 @@ def from_json(values: Mapping[str, Any]) -> Config:
     known = fields_of(Config) | (fields_of(entry.settings) if entry else {})
     unknown = sorted(set(values) - set(known) - {"version"})
     if unknown or entry is None:
-        what = ", ".join(unknown) or f"algorithm {values.get('algorithm')!r}"
+        what = f"settings {', '.join(unknown)}" if entry else f"algorithm {values.get('algorithm')}"
         raise ConfigError(
-            f"config.json has the unknown settings {what}: it is of another version. Begin again "
-            "in another folder."
+            f"config.json has the unknown {what}: it is of another version. Begin again in "
+            "another folder."
         )
     given: dict[str, Any] = {
         name: tuple(x) if isinstance(x, list) else x for name, x in values.items()
@@ -251,14 +266,3 @@ def from_json(values: Mapping[str, Any]) -> Config:
     run: dict[str, Any] = {name: given.get(name) for name in fields_of(Config)}
     own = {name: given[name] for name in fields_of(entry.settings) if name in given}
     return Config(**run, settings=entry.settings(**own))
-
-
-def word(value: Any) -> str:
-    """A value as it is given on the command line."""
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:_}"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Plays games with the newest checkpoint of a run: `jaxsoft evaluate --help`."""
+"""Plays games with a checkpoint of a run: `jaxsoft evaluate --help`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from jaxsoft import environments
 from jaxsoft.agents.base import Agent
+from jaxsoft.agents.settings import count
 from jaxsoft.cli import assembly
 from jaxsoft.cli.config import Config, ConfigError, from_json, to_json
 from jaxsoft.cli.options import Parser, stop_with
@@ -155,14 +156,13 @@ def check_video(config: Config, video: Path) -> None:
         ) from None
 
 
-def record(out: Path, video: Path) -> None:
+def record(trained: Trained, video: Path) -> None:
     """Records a game of the first seed to a GIF."""
-    whole = load(out)
-    alone = dataclasses.replace(whole.config, seeds=whole.config.seeds[:1])
-    state = whole.state._replace(
-        agent=jax.tree.map(lambda x: x[:1], whole.state.agent), key=whole.state.key[:1]
+    alone = dataclasses.replace(trained.config, seeds=trained.config.seeds[:1])
+    state = trained.state._replace(
+        agent=jax.tree.map(lambda x: x[:1], trained.state.agent), key=trained.state.key[:1]
     )
-    trained = whole._replace(config=alone, state=state)
+    trained = trained._replace(config=alone, state=state)
     frames: list[Image.Image] = []
 
     def watch(pool: Any) -> None:
@@ -180,31 +180,34 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command."""
     parser = Parser(
         prog="jaxsoft evaluate",
-        description="Plays whole games with the newest checkpoint of a run, on raw rewards and "
-        "environment seeds that training did not use.",
-        allow_abbrev=False,
+        usage="jaxsoft evaluate DIR [options]",
+        description="Plays whole games with a checkpoint of a run, on raw rewards and environment "
+        "seeds that\ntraining did not use.",
     )
     parser.add_argument("run", type=Path, metavar="DIR", help="the --out of a training run")
-    parser.add_argument("--games", type=int, default=30, help="games of every seed (default 30)")
-    parser.add_argument(
-        "--greedy",
-        action="store_true",
-        help="take the likeliest action; by default actions are drawn as in training",
-    )
-    parser.add_argument("--seed", type=int, default=_APART, help=f"of the games (default {_APART})")
-    parser.add_argument("--video", type=Path, help="also record one game to this .gif")
-    parser.add_argument("--json", type=Path, help="also write every game's return to this file")
+
+    def add(name: str, text: str, **how: Any) -> None:
+        parser.add_argument(name, help=text, **how)
+
+    add("--games", "games of every seed (default 30)", type=count, default=30, metavar="N")
+    add("--greedy", "take the best action; by default it acts as in training", action="store_true")
+    add("--step", "of the checkpoint; by default the newest", type=count, metavar="N")
+    add("--seed", f"of the games (default {_APART})", type=count, default=_APART, metavar="N")
+    add("--video", "also record one game to this .gif", type=Path, metavar="PATH")
+    add("--json", "also write every game's return to this file", type=Path, metavar="PATH")
     given = parser.parse_args(words)
     if given.games < 1:
-        parser.error(f"--games {given.games}: play at least one")
+        parser.error(f"--games {given.games} is out of range. Give a number of at least 1.")
+    if not 0 <= given.seed < 2**31:
+        parser.error(f"--seed {given.seed} is out of range. Give a number from 0 to 2147483647.")
     try:
-        trained = load(given.run)
+        trained = load(given.run, given.step)
         if given.video is not None:
             check_video(trained.config, given.video)
         policy = trained.agent.greedy if given.greedy else None
         score, length = play(trained, given.games, policy=policy, seed=given.seed)
         if given.video is not None:
-            record(given.run, given.video)
+            record(trained, given.video)
         if given.json is not None:
             played = {"step": trained.step, "returns": score.tolist(), "lengths": length.tolist()}
             with writing(given.json):
@@ -216,7 +219,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for column in ("seed", "games", "mean", "± std", "median", "min", "max", "mean length"):
         table.add_column(column, justify="right")
 
-    def add(name: str, returns: np.ndarray, lengths: np.ndarray) -> None:
+    def row(name: str, returns: np.ndarray, lengths: np.ndarray) -> None:
         figures = (
             returns.mean(),
             returns.std(ddof=1) if returns.size > 1 else 0.0,
@@ -228,9 +231,9 @@ def main(words: Sequence[str] | None = None) -> int:
         table.add_row(name, str(returns.size), *(f"{x:,.2f}".removesuffix(".00") for x in figures))
 
     for i, seed in enumerate(config.seeds):
-        add(str(seed), score[i], length[i])
+        row(str(seed), score[i], length[i])
     if len(config.seeds) > 1:
         table.add_section()
-        add("all", score, length)
+        row("all", score, length)
     Console().print(table)
     return 0

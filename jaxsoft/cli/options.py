@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import shutil
 import sys
 import textwrap
 from collections import Counter
@@ -14,26 +15,41 @@ from pathlib import Path
 from typing import Any
 
 from jaxsoft.agents.registry import ALGORITHMS
-from jaxsoft.agents.settings import count, flag
+from jaxsoft.agents.settings import check_range, count, flag, said, word
 from jaxsoft.cli.config import (
     Config,
     ConfigError,
     Runtime,
-    check_range,
     complete,
     fields_of,
     from_json,
     to_json,
-    word,
 )
 
 __all__ = ["Parser", "parse", "parser", "stop_with"]
 
-PROG = "jaxsoft train"
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help of at most 100 columns, which breaks no flag and no default."""
+
+    def __init__(self, prog: str) -> None:
+        columns = shutil.get_terminal_size().columns
+        super().__init__(prog, max_help_position=33, width=min(columns, 100) - 1)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return action.option_strings[0].replace("--", "--[no-]", 1)
+        return super()._format_action_invocation(action)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
     """Suggests the flag that an unknown one may have meant."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **given)
 
     def error(self, message: str) -> Any:
         """Adds flags of similar names."""
@@ -46,12 +62,24 @@ class Parser(argparse.ArgumentParser):
                     message += f"\n  {given}: did you mean {' or '.join(near)}?" if near else ""
         super().error(message)
 
+    def format_help(self) -> str:
+        """With plain spaces where `_whole` forbade a break."""
+        return super().format_help().replace(_UNBROKEN, " ")
+
+
+_UNBROKEN = "\N{NO-BREAK SPACE}"
+
+
+def _whole(text: str) -> str:
+    """A text that no line of the help ends within."""
+    return text.replace(" ", _UNBROKEN)
+
 
 def _own() -> dict[str, dataclasses.Field[Any]]:
     """Name -> field of every setting that some algorithm has."""
     found: dict[str, dataclasses.Field[Any]] = {}
     for entry in ALGORITHMS.values():
-        found = fields_of(entry.settings) | found
+        found |= {key: x for key, x in fields_of(entry.settings).items() if key not in found}
     return found
 
 
@@ -60,20 +88,20 @@ def _having(name: str) -> list[str]:
     return [key for key, entry in ALGORITHMS.items() if name in fields_of(entry.settings)]
 
 
-def parser(prog: str = PROG) -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line of a run."""
     out = Parser(
-        prog=prog,
-        usage=f"{prog} --game GAME --algorithm NAME --steps N --out DIR [options]\n"
-        f"       {prog} --resume --out DIR",
-        description="Trains one algorithm on one game, for any number of seeds side by side.",
+        prog="jaxsoft train",
+        usage="jaxsoft train --game GAME --algorithm NAME --steps N --out PATH [options]\n"
+        "       jaxsoft train --resume --out PATH",
+        description=_description(),
         epilog=_epilogue(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        add_help=False,
     )
     groups: dict[str, Any] = {}
 
-    def add(title: str, name: str, spec: dataclasses.Field[Any], default: str) -> None:
+    def add(name: str, spec: dataclasses.Field[Any], default: str) -> None:
+        title = spec.metadata["group"] or "only " + ", ".join(_having(name))
         if title not in groups:
             groups[title] = out.add_argument_group(title)
         options = dict(spec.metadata["parser"])
@@ -82,20 +110,24 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         elif "choices" not in options and "action" not in options:
             kinds = {count: "N", float: "X", Path: "PATH", None: "GAME"}
             options["metavar"] = kinds[options.get("type")]
+        shown = default if options.get("action") != "store_true" else ""
         parts = [spec.metadata["text"]]
-        parts += [f"(default {default})"] if default else []
-        parts += [f"[{spec.metadata['source']}]"] if spec.metadata["source"] else []
+        parts += [_whole(f"(default {shown})")] if shown else []
+        parts += [_whole(f"[{spec.metadata['source']}]")] if spec.metadata["source"] else []
         text = " ".join(parts).replace("%", "%%")
         groups[title].add_argument(flag(name), dest=name, default=None, help=text, **options)
 
-    for name, spec in fields_of(Config).items():
-        add("run", name, spec, _pair(spec.metadata["images"], spec.metadata["vectors"]))
-    for name, spec in _own().items():
-        having = _having(name)
-        title = "every algorithm" if len(having) == len(ALGORITHMS) else ", ".join(having)
-        add(title, name, spec, _usual(name))
-    for name, spec in fields_of(Runtime).items():
-        add("running", name, spec, _pair(spec.metadata["images"], spec.metadata["images"]))
+    running = fields_of(Runtime)
+    specs = fields_of(Config) | {"out": running["out"]}
+    for name, spec in specs.items():
+        add(name, spec, _pair(spec.metadata["images"], spec.metadata["vectors"]))
+    for name, spec in sorted(_own().items(), key=lambda item: not item[1].metadata["group"]):
+        add(name, spec, _usual(name))
+    for name, spec in running.items():
+        if name not in specs:
+            add(name, spec, _pair(spec.metadata["images"], spec.metadata["images"]))
+    last = list(groups.values())[-1]
+    last.add_argument("-h", "--help", action="help", help="show this text and exit")
     return out
 
 
@@ -110,7 +142,7 @@ def _default(algorithm: str, name: str) -> str:
     if name not in fields_of(entry.settings):
         return ""
     shown = _pair(*(entry.defaults(images=images)[name] for images in (True, False)))
-    return shown or "the rollout"
+    return shown or "--rollout-length"
 
 
 def _usual(name: str) -> str:
@@ -118,36 +150,48 @@ def _usual(name: str) -> str:
     return Counter(_default(algorithm, name) for algorithm in _having(name)).most_common(1)[0][0]
 
 
+def _column(rows: dict[str, str]) -> str:
+    """Names and what is said of each, side by side."""
+    indent = " " * 20
+    return "\n".join(
+        textwrap.fill(f"  {name:<18}{text}", 98, subsequent_indent=indent, break_on_hyphens=False)
+        for name, text in rows.items()
+    )
+
+
+def _description() -> str:
+    return f"""Trains one algorithm on one game, for any number of seeds side by side.
+
+algorithms:
+{_column({name: entry.about for name, entry in ALGORITHMS.items()})}
+
+Defaults are given as: images / other observations. Those for images are of the paper [§…], or of
+openai/baselines' A2C [A2C] and DQN [DQN] of 2017, which its authors ran; the others were found by
+trial on small games. Some algorithms have defaults of their own, see the end."""
+
+
 def _epilogue() -> str:
-    rows = "\n".join(f"  {name:<18}{entry.about}" for name, entry in ALGORITHMS.items())
-    others = []
+    others = {}
     for algorithm in ALGORITHMS:
         own = {name: _default(algorithm, name) for name in _own()}
-        words = "; ".join(f"{flag(name)} {x}" for name, x in own.items() if x and x != _usual(name))
-        if words:
-            others.append(
-                textwrap.fill(f"  {algorithm:<18}{words}", 96, subsequent_indent=" " * 20)
-            )
-    return f"""algorithms:
-{rows}
-
-Defaults are given as: images / other observations. These algorithms have others:
-{chr(10).join(others)}
-
-[A2C] and [DQN] are openai/baselines of 2017, which the paper's §6.1, §6.3 and §6.2 ran and name
-only in part; [§…] is the paper. What is not about images was found by trial on small games.
+        differing = {name: x for name, x in own.items() if x and x != _usual(name)}
+        if differing:
+            words = [_whole(f"{flag(name)} {x}") for name, x in differing.items()]
+            others[algorithm] = ", ".join(words)
+    return f"""defaults of some algorithms, where they differ from those above:
+{_column(others)}
 
 --out gets config.json, run.json, metrics.csv, curve.png, checkpoints/ and tensorboard/. SIGINT and
-SIGTERM save and leave; --resume continues: the learner is then where it was, its games begin again.
-"""
+SIGTERM save and exit. A run that --resume continues has learned exactly what it had; only its games
+begin again."""
 
 
-def parse(words: Sequence[str] | None = None, prog: str = PROG) -> tuple[Config, Runtime]:
+def parse(words: Sequence[str] | None = None) -> tuple[Config, Runtime]:
     """Config and runtime of a command line; with --resume the folder's own config fills the gaps.
 
     Given settings must agree with the folder's.
     """
-    out = parser(prog)
+    out = parser()
     every = {
         name: tuple(x) if isinstance(x, list) else x
         for name, x in vars(out.parse_args(words)).items()
@@ -172,8 +216,8 @@ def _agreed(before: Config, given: dict[str, Any], runtime: Runtime) -> Config:
     """The configuration of a run that is resumed, if what was given agrees with it."""
     has = {name: tuple(x) if isinstance(x, list) else x for name, x in to_json(before).items()}
     others = [
-        f"{flag(name)} {word(value)}: the run there has "
-        + (word(has[name]) if name in has else "none")
+        f"{said(name, value)}: the run there has "
+        + (said(name, has[name]) if name in has else f"no {flag(name)}")
         for name, value in given.items()
         if has.get(name) != value
     ]

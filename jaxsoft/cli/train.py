@@ -95,7 +95,7 @@ def train(config: Config, runtime: Runtime) -> int:
         print(f"Saved in {out}; continue with: jaxsoft train --resume --out {out}")
         return 128 + signals.received
     if runtime.video is not None:
-        evaluate.record(out, runtime.video)
+        evaluate.record(evaluate.load(out), runtime.video)
     return 0
 
 
@@ -206,8 +206,8 @@ def _last(config: Config, runtime: Runtime) -> int:
     per_update = settings.num_envs * settings.rollout_length
     if until < per_update:
         raise ConfigError(
-            f"--until {until:_} is less than one update, {settings.num_envs} environments x "
-            f"{settings.rollout_length} steps. Give at least {per_update}."
+            f"--until {until:_} is less than one update, --num-envs {settings.num_envs} x "
+            f"--rollout-length {settings.rollout_length}. Give at least {per_update}."
         )
     return min(until // per_update, config.updates)
 

@@ -2,12 +2,12 @@
 
 Conventions are those of `jaxsoft.returns`: axis 0 is time, the last axis of `q` and `log_pi` is
 actions, `_tm1` belongs to the state in which the action was taken. Every loss returns one value
-per step, [T, ...]; weigh out the steps that are no transitions (an environment's auto-reset
-step) and take the mean.
+per step, [T, ...]; give steps that are not transitions (an environment's auto-reset step) weight
+0 and take the mean.
 
 Targets, advantages, importance weights and old values are held fixed inside the losses, by
-`_fixed` and nowhere else. The prior, τ and the coefficients are ordinary differentiable inputs.
-The one loss that differentiates its target is `path_consistency_loss`, whose point that is.
+`_common.fixed` and nowhere else. The prior, τ and the coefficients are ordinary differentiable
+inputs. The one loss that differentiates its target is `path_consistency_loss`: that is its point.
 """
 
 from jaxsoft.losses._common import take_action

@@ -8,11 +8,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann
+from jaxsoft._typing import Float, Integer
 
 __all__ = ["take_action"]
 
 
-def take_action(values: ArrayLike, a: ArrayLike) -> Array:
+def take_action(
+    values: Float[ArrayLike, "T *#B A"], a: Integer[ArrayLike, "T *#B"]
+) -> Float[Array, "T *B"]:
     """The entry of each step's action, values[..., a].
 
     A masked sum instead of a gather, whose gradient would be a scatter; an index outside the

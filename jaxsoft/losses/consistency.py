@@ -7,31 +7,32 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, returns
+from jaxsoft._typing import Float, Integer, Scalar, Shaped
 from jaxsoft.losses import _common
 
 __all__ = ["path_consistency_loss"]
 
 
 def path_consistency_loss(
-    v_tm1: ArrayLike,
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
+    v_tm1: Float[ArrayLike, "T *#B"],
+    log_pi_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    v_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    v_t: Float[ArrayLike, "T *#B"],
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
     n: int,
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """Path consistency learning: the squared n-step consistency error, differentiated in full.
 
         L_t = ½ (Σ_{d<n} γ^d (r − τ log(π/π̄)(a|s))_{t+d} + γ^n V(s_{t+n}) − V(s_t))²         (90)
 
-    The gradient goes into every V and log π on the path (Bellman residual minimisation): give
-    `v_t` of the same network. Any actions serve, also another policy's. Paths end at cuts and at
-    the end of the rollout, where they are shorter.
+    The gradient goes into every V and log π on the path (Bellman residual minimisation): pass
+    `v_t` of the same network. Any actions will do, including another policy's. Paths end
+    at cuts and at the end of the rollout, where they are shorter.
 
     Args:
       v_tm1: values of the transitions' starts [T, ...].

@@ -8,19 +8,20 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann
+from jaxsoft._typing import Float, Integer, Scalar
 from jaxsoft.losses import _common
 
 __all__ = ["a2c_loss", "natural_regression_loss", "policy_gradient_loss", "value_loss"]
 
 
 def policy_gradient_loss(
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
-    advantage_t: ArrayLike,
+    log_pi_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
+    advantage_t: Float[ArrayLike, "T *#B"],
     *,
-    tau: ArrayLike,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """Entropy-regularised policy gradient as a loss.
 
         L_t = −log π(a_t|s_t) Δ_t + τ KL[π‖π̄](s_t)                       (84), (52), (50), (69)
@@ -55,7 +56,9 @@ def policy_gradient_loss(
     return (temperature * kl - log_pi_a * advantage).astype(args.dtype)
 
 
-def value_loss(v_tm1: ArrayLike, target_t: ArrayLike) -> Array:
+def value_loss(
+    v_tm1: Float[ArrayLike, "T *#B"], target_t: Float[ArrayLike, "T *#B"]
+) -> Float[Array, "T *B"]:
     """Squared error of the state value.
 
         L_t = ½ (V(s_t) − V̂_t)²                                                      (53), (85)
@@ -74,15 +77,15 @@ def value_loss(v_tm1: ArrayLike, target_t: ArrayLike) -> Array:
 
 
 def a2c_loss(
-    v_tm1: ArrayLike,
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
+    v_tm1: Float[ArrayLike, "T *#B"],
+    log_pi_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    target_t: ArrayLike,
-    tau: ArrayLike,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    target_t: Float[ArrayLike, "T *#B"],
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """Policy gradient and value loss of one soft Q target: advantage actor-critic.
 
         L_t = −log π(a_t|s_t) Δ_t + τKL(s_t) + c ½ (V(s_t) − V̂_t)²                     (84)-(86)
@@ -104,12 +107,13 @@ def a2c_loss(
     Returns:
       [T, ...].
     """
+    name = "a2c_loss"
+    log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
     return actor_critic_loss(
-        "a2c_loss",
+        name,
         v_tm1,
-        log_pi_tm1,
-        a_tm1,
+        log_pi_a,
         target_t=target_t,
         target_kl_tm1=kl,
         kl_tm1=kl,
@@ -121,8 +125,7 @@ def a2c_loss(
 def actor_critic_loss(
     function: str,
     v_tm1: ArrayLike,
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
+    log_pi_a_tm1: ArrayLike,
     *,
     target_t: ArrayLike,
     target_kl_tm1: ArrayLike,
@@ -130,12 +133,12 @@ def actor_critic_loss(
     tau: ArrayLike,
     value_coef: ArrayLike,
 ) -> Array:
-    """`a2c_loss` of KLs that are known: of the policy, and of the first state in the target."""
+    """`a2c_loss` of known KLs: that of the policy, and the one that the target includes."""
     _checks.at_least(function, "tau", tau, 0.0)
     args = _checks.sequences(
         function,
         v_tm1=v_tm1,
-        log_pi_tm1=_common.take(function, "log_pi_tm1", log_pi_tm1, a_tm1),
+        log_pi_tm1=log_pi_a_tm1,
         target_t=_common.fixed(function, "target_t", target_t),
         target_kl=_common.fixed(function, "target_kl", target_kl_tm1),
         kl=kl_tm1,
@@ -149,15 +152,15 @@ def actor_critic_loss(
 
 
 def natural_regression_loss(
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
-    advantage_t: ArrayLike,
+    log_pi_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
+    advantage_t: Float[ArrayLike, "T *#B"],
     *,
-    log_pi_old_tm1: ArrayLike,
-    tau: ArrayLike,
-    step_size: ArrayLike,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    log_pi_old_tm1: Float[ArrayLike, "T *#B A"],
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    step_size: Scalar,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """The regression whose least-squares solution is the natural policy gradient step.
 
         L_t = ½ (log π(a_t|s_t) − log π_old(a_t|s_t)

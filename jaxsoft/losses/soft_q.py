@@ -8,12 +8,17 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann
+from jaxsoft._typing import Float, Integer, Scalar
 from jaxsoft.losses import _common
 
 __all__ = ["damped_soft_q_loss", "pgq_loss", "soft_q_loss", "tied_soft_q_loss"]
 
 
-def soft_q_loss(q_tm1: ArrayLike, a_tm1: ArrayLike, target_t: ArrayLike) -> Array:
+def soft_q_loss(
+    q_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
+    target_t: Float[ArrayLike, "T *#B"],
+) -> Float[Array, "T *B"]:
     """Squared error of the action values taken.
 
         L_t = ½ (Q(s_t,a_t) − y_t)²                                               (44), (8), (58)
@@ -34,13 +39,13 @@ def soft_q_loss(q_tm1: ArrayLike, a_tm1: ArrayLike, target_t: ArrayLike) -> Arra
 
 
 def damped_soft_q_loss(
-    q_tm1: ArrayLike,
-    a_tm1: ArrayLike,
-    target_t: ArrayLike,
+    q_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
+    target_t: Float[ArrayLike, "T *#B"],
     *,
-    q_old_tm1: ArrayLike,
-    epsilon: ArrayLike,
-) -> Array:
+    q_old_tm1: Float[ArrayLike, "T *#B A"],
+    epsilon: Scalar,
+) -> Float[Array, "T *B"]:
     """Squared error to a target between the old value and the backed-up one.
 
         L_t = ½ (Q(s_t,a_t) − [(1−ε) Q_old(s_t,a_t) + ε y_t])²                         (74)-(77)
@@ -76,15 +81,15 @@ def damped_soft_q_loss(
 
 
 def tied_soft_q_loss(
-    v_tm1: ArrayLike,
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
+    v_tm1: Float[ArrayLike, "T *#B"],
+    log_pi_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    target_t: ArrayLike,
-    tau: ArrayLike,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    target_t: Float[ArrayLike, "T *#B"],
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """Soft Q loss of Q = V + τ log(π/π̄), with the gradient of each stream scaled.
 
         L_t = ½ (Q(s_t,a_t) − y_t)²,   ∇L_t := (Q − y_t) (∇log π(a_t|s_t) + c ∇V(s_t))     (§6.3)
@@ -113,17 +118,17 @@ def tied_soft_q_loss(
 
 
 def pgq_loss(
-    v_tm1: ArrayLike,
-    log_pi_tm1: ArrayLike,
-    a_tm1: ArrayLike,
+    v_tm1: Float[ArrayLike, "T *#B"],
+    log_pi_tm1: Float[ArrayLike, "T *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    return_t: ArrayLike,
-    backup_t: ArrayLike,
-    tau: ArrayLike,
-    mixing: ArrayLike = 0.5,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    return_t: Float[ArrayLike, "T *#B"],
+    backup_t: Float[ArrayLike, "T *#B"],
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    mixing: Scalar = 0.5,
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """PGQ: a mixture of policy gradient and Q-learning on one dueling Q.
 
         Q̃ = V + τ (log(π/π̄) − KL),   L_t = (1−η) ½ (Q̃ − R_t)² + η ½ (Q̃ − B_t)²             (87)

@@ -7,8 +7,8 @@ With ψ_t = ∇log π(a_t|s_t), Ψ the matrix of these rows and N their number, 
 for which F [P, P] is never formed. `"cg"` runs conjugate gradients on Fisher-vector products;
 `"gram"` solves the N×N system of K = ΨΨᵀ/N, w = Ψᵀ(K + λI)⁻¹ Δ/N, which is exact and the choice
 while the batch is smaller than the parameters. Ψ is the Jacobian of any function from parameters
-to one number per sample; with Q(s_t,a_t) in the place of log π the same solve is the Gauss-Newton
-step of a soft Q regression, (72)-(78).
+to one number per sample; with Q(s_t,a_t) instead of log π the same solve is the Gauss-Newton step
+of a soft Q regression, (72)-(78).
 """
 
 from jaxsoft.natural.solve import SolveInfo, SolveStatus, natural_gradient

@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, _trees
+from jaxsoft._typing import Float, Scalar
 from jaxsoft.natural._operator import LogProbFn, Params, Samples, like, linearise, product
 
 __all__ = ["SolveInfo", "SolveStatus", "natural_gradient"]
@@ -28,11 +29,11 @@ class SolveStatus(enum.IntEnum):
 
 
 class SolveInfo(NamedTuple):
-    """What a solve has to say for itself; arrays, so that it crosses `jit` and `vmap`.
+    """The report on a solve; arrays, so that it crosses `jit` and `vmap`.
 
     Attributes:
       residual: ‖(F + λI)w − g‖ / ‖g‖ of the direction returned, with the true F.
-      iterations: conjugate-gradient iterations; 0 where the Gram solution stood.
+      iterations: conjugate-gradient iterations; 0 where the Gram solution was used.
       status: a `SolveStatus`. `NOT_CONVERGED`: the residual is above the tolerance; raise
         `damping` or `max_iterations`. `NON_FINITE`: an input, a log-probability or its gradient
         was NaN or infinite, and so may be the direction.
@@ -46,11 +47,11 @@ class SolveInfo(NamedTuple):
 def natural_gradient(
     log_prob_fn: LogProbFn,
     params: Params,
-    advantage: ArrayLike,
+    advantage: Float[ArrayLike, "*N"],
     *,
-    damping: ArrayLike = 1e-3,
+    damping: Scalar = 1e-3,
     solver: str = "cg",
-    weight: ArrayLike | None = None,
+    weight: Float[ArrayLike, "*N"] | None = None,
     tolerance: float | None = None,
     max_iterations: int = 100,
 ) -> tuple[Params, SolveInfo]:
@@ -88,7 +89,7 @@ def natural_gradient(
         k, alpha = solve.sample_space(errors)
         w = samples.pull(alpha)
         rows = samples.push(w)
-        # g − Fw = Ψᵀ(Δ − Ψw)/N: one transposition for the two of them, and none for ‖g‖.
+        # g − Fw = Ψᵀ(Δ − Ψw)/N: one transposition for both, and none for ‖g‖.
         residual = _trees.add(samples.pull(errors - rows), -solve.damping, w)
         square = jnp.sum(errors * product(k, errors))
         trusted = solve.agrees(rows, product(k, alpha))
@@ -152,7 +153,7 @@ class Solve:
         return k, _solve_gram(k, errors, self.damping, overdetermined)
 
     def agrees(self, rows: Array, k_alpha: Array) -> Array:
-        """Whether the true Ψ, in Ψ(Ψᵀα)/N, bears out Kα.
+        """Whether the true Ψ, in Ψ(Ψᵀα)/N, confirms Kα.
 
         K is read off the structure of the program, which supposes that samples do not mix; batch
         normalisation, say, does mix them.
@@ -167,7 +168,7 @@ class Solve:
         square: Array,
         g: Callable[[], Params],
     ) -> tuple[Params, SolveInfo]:
-        """The Gram solution `w` if its K is to be trusted, conjugate gradients otherwise."""
+        """The Gram solution `w` where its K is trusted, conjugate gradients otherwise."""
         direct = w, self._report(square, residual, jnp.zeros((), jnp.int32))
         solution: tuple[Params, SolveInfo] = jax.lax.cond(
             trusted, lambda: direct, lambda: self.by_conjugate_gradients(g(), ~trusted)
@@ -182,7 +183,7 @@ class Solve:
     def _iterate(self, g: Params, square: Array, needed: Array) -> tuple[Params, Array]:
         goal = self.tolerance**2 * square
 
-        def go_on(state: _Iterate) -> Array:
+        def unfinished(state: _Iterate) -> Array:
             finite = jnp.isfinite(state.square)
             return needed & finite & (state.square > goal) & (state.k < self.max_iterations)
 
@@ -200,7 +201,7 @@ class Solve:
 
         best = _Best(_zeros(g), square)
         start = _Iterate(best.w, g, g, square, jnp.zeros((), jnp.int32), best)
-        end = jax.lax.while_loop(go_on, step, start)
+        end = jax.lax.while_loop(unfinished, step, start)
         return end.best.w, end.k
 
     def _report(self, g_square: Array, residual: Params, iterations: Array) -> SolveInfo:
@@ -241,11 +242,11 @@ def _solve_gram(k: Array, errors: Array, damping: Array, overdetermined: bool) -
         alpha: Array = jax.lax.cond(well_damped, by_cholesky, by_eigenvalues, k, errors, damping)
         return alpha
 
-    # Of a batch of matrices, LAPACK's calls wait for threads of the pool that they run on: two at
-    # once on two cores wait for ever (jaxlib 0.10.2). One after the other, they also take but one
-    # of the two branches.
-    in_turn: Any = jax.custom_batching.sequential_vmap
-    alpha: Array = in_turn(solve)(k, errors, damping)
+    # LAPACK's calls for a batch of matrices wait for threads of the pool that they run on: two at
+    # once on two cores deadlock (jaxlib 0.10.2). One after the other, each also takes only one of
+    # the two branches.
+    sequentially: Any = jax.custom_batching.sequential_vmap
+    alpha: Array = sequentially(solve)(k, errors, damping)
     return alpha
 
 

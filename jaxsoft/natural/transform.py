@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, _trees
+from jaxsoft._typing import Scalar
 from jaxsoft.natural._operator import LogProbFn, Params, computing_dtype, like, linearise, product
 from jaxsoft.natural.solve import Solve, SolveInfo, SolveStatus
 
@@ -27,7 +28,7 @@ class FisherState(NamedTuple):
 
 def scale_by_fisher(
     *,
-    damping: ArrayLike = 1e-3,
+    damping: Scalar = 1e-3,
     solver: str = "cg",
     tolerance: float | None = None,
     max_iterations: int = 100,

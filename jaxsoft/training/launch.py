@@ -24,7 +24,7 @@ def keep_pages() -> None:
 
     On a CPU, XLA allocates its large temporaries at every call, and glibc hands them back to the
     system each time: fresh pages cost more than the work on them. glibc reads its settings once,
-    at the start, hence the new start. Nothing is done where an accelerator is there, where it is
+    at the start, hence the second one. Nothing is done where an accelerator is there, where it is
     not glibc, or where any of the settings has been made already.
     """
     accelerators = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("accel*")]

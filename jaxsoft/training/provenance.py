@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the source, with a + where files differ; `None` outside a repository."""
+    """The commit of the source, with a + where files differ; `None` where it is not in Git."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:
@@ -54,6 +54,9 @@ def commit() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    # A package that is installed can lie in the folder of some other project.
+    if git("ls-files", "--error-unmatch", __file__) is None:
+        return None
     results = [f":!{folder}/results" for folder in ("benchmarks", "experiments")]
     changed = git("status", "--porcelain", "--", ".", ":!docs", *results)
     name = git("rev-parse", "--short", "HEAD")
@@ -71,7 +74,7 @@ def processor() -> str:
 
 
 class Sessions:
-    """DIR/run.json: what each session of a run, the first and every resumed one, has added to it.
+    """DIR/run.json: what each session of a run, begun or resumed, has added to it.
 
     Args:
       path: of the file; the entries of a run that begins again go.

@@ -1,7 +1,6 @@
 """The command line says what it does, and refuses what it cannot do by what to do instead."""
 
 import argparse
-import dataclasses
 import json
 import re
 
@@ -9,27 +8,47 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsoft.cli import compare, evaluate, train
+from jaxsoft.agents.registry import ALGORITHMS
+from jaxsoft.agents.settings import count, flag, said, word
+from jaxsoft.cli import compare, evaluate, main, train
 from jaxsoft.cli import plot as plotting
-from jaxsoft.cli.config import Config, ConfigError, Runtime, complete, flag, from_json, to_json
-from jaxsoft.cli.defaults import (
-    BY_ALGORITHM,
-    BY_ALGORITHM_VECTOR,
-    NATURAL,
-    ON_POLICY,
-    REPLAY,
-    defaults,
+from jaxsoft.cli.config import (
+    Config,
+    ConfigError,
+    Runtime,
+    complete,
+    fields_of,
+    from_json,
+    look_up,
+    to_json,
 )
 from jaxsoft.cli.options import parse
 
-ALGORITHMS = ON_POLICY + REPLAY
-VECTOR, ATARI, IMAGES = (False, False), (True, True), (True, False)
-KINDS = pytest.mark.parametrize("kind", [VECTOR, ATARI, IMAGES], ids=["vector", "atari", "images"])
-ATARI_ONLY, IMAGES_ONLY = ("episodic_life", "reward_clip"), ("centred",)
+GAMES = {"vector": "Catch-v0", "atari": "Pong-v5", "images": "UTurn-v0"}
+KINDS = pytest.mark.parametrize("game", GAMES.values(), ids=GAMES)
+EACH = pytest.mark.parametrize("algorithm", ALGORITHMS)
+IMAGES_ONLY = ("centred",)
+ATARI_ONLY = ("episodic_life", "reward_clip")
+RUNTIME = {name: spec.metadata["images"] for name, spec in fields_of(Runtime).items()}
+
+# Every setting that some algorithm has, and who has it.
+HAVING: dict[str, list[str]] = {}
+for _name, _entry in ALGORITHMS.items():
+    for _setting in fields_of(_entry.settings):
+        HAVING.setdefault(_setting, []).append(_name)
+SPECIAL = [name for name, having in HAVING.items() if len(having) < len(ALGORITHMS)]
 
 
-def of(algorithm, **values):
-    return Config(**{"game": "Catch-v0", "algorithm": algorithm, "steps": 10**7} | values)
+def of(algorithm, game="Catch-v0", **values):
+    return complete({"game": game, "algorithm": algorithm, "steps": 10**7} | values)
+
+
+def flat(config):
+    """Name -> value of every setting, those of the algorithm beside the others."""
+    run = {name: getattr(config, name) for name in fields_of(Config)}
+    own = {name: getattr(config.settings, name) for name in fields_of(config.entry.settings)}
+    assert not run.keys() & own.keys()
+    return run | own
 
 
 def words(**values):
@@ -48,52 +67,71 @@ def parsed(out, *more, **values):
     return parse([*words(**start | values), *more])
 
 
-def applies(spec, algorithm, images=True, atari=True):
-    only = spec.metadata["only"]
-    fits = (images or spec.name not in IMAGES_ONLY) and (atari or spec.name not in ATARI_ONLY)
-    return fits and (not only or algorithm in only)
+def test_the_games_are_of_their_kinds():
+    seen = {name: look_up(game) for name, game in GAMES.items()}
+    assert [len(x.observation.shape) for x in seen.values()] == [2, 3, 3]
+    assert [x.is_atari for x in seen.values()] == [False, True, False]
 
 
 @KINDS
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_what_applies_has_a_default_and_nothing_else_has(algorithm, kind):
-    whole = complete(of(algorithm), *kind)
-    for spec in dataclasses.fields(Config):
-        # Where there is none, the time limit is EnvPool's own.
-        known = applies(spec, algorithm, *kind) and spec.name != "max_episode_steps"
-        assert (getattr(whole, spec.name) is not None) == known, spec.name
-    assert complete(whole, *kind) == whole
-    assert from_json(json.loads(json.dumps(to_json(whole)))) == whole
+@EACH
+def test_what_applies_has_a_value_and_nothing_else_has(algorithm, game):
+    whole = of(algorithm, game)
+    images, atari = game != GAMES["vector"], game == GAMES["atari"]
+    absent = {"max_episode_steps"}  # EnvPool's own
+    absent |= set() if images else {*IMAGES_ONLY}
+    absent |= set() if atari else {*ATARI_ONLY}
+    assert {name for name, value in flat(whole).items() if value is None} == absent
+    written = json.loads(json.dumps(to_json(whole)))
+    assert written.keys() == flat(whole).keys() - absent
+    assert from_json(written | {"version": 7}) == whole
+    # What is complete stays as it is, given in any way.
+    values = {name: tuple(x) if isinstance(x, list) else x for name, x in written.items()}
+    assert complete({**flat(whole), "hidden": None} if images else flat(whole)) == whole
+    del values["hidden"]
+    assert parse(words(**values, out="out"))[0] == whole
 
 
-def test_defaults_are_of_known_settings_that_apply():
-    by_name = {spec.name: spec for spec in dataclasses.fields(Config)}
-    for algorithm in ALGORITHMS:
-        for images in (False, True):
-            own = BY_ALGORITHM.get(algorithm, {}) | BY_ALGORITHM_VECTOR.get(algorithm, {})
-            assert all(applies(by_name[name], algorithm) for name in own)
-            assert set(defaults(algorithm, images)) <= set(by_name)
+@EACH
+def test_defaults_are_of_settings_that_it_has(algorithm):
+    entry = ALGORITHMS[algorithm]
+    known = fields_of(entry.settings).keys()
+    for images in (False, True):
+        table = entry.images if images else entry.vectors
+        assert table.keys() | entry.fixed.keys() <= known
+        defaults = entry.defaults(images=images)
+        assert defaults.keys() == known
+        for name in known:
+            usual = fields_of(entry.settings)[name].metadata["images" if images else "vectors"]
+            assert defaults[name] == (entry.fixed | {**table} | {**entry.fixed}).get(name, usual)
+        taken = flat(of(algorithm, GAMES["atari" if images else "vector"]))
+        assert all(taken[name] == x for name, x in defaults.items() if x is not None)
+
+
+def test_no_setting_has_two_meanings():
+    """A flag is of one type and one range, whichever algorithms have it."""
+    for name, having in HAVING.items():
+        assert name not in fields_of(Config) | fields_of(Runtime)
+        specs = [fields_of(ALGORITHMS[x].settings)[name] for x in having]
+        assert all(spec.metadata == specs[0].metadata for spec in specs), name
 
 
 def test_what_is_given_is_kept():
     given = {"seeds": (5, 2), "tau": 0.3, "hidden": (8,), "solver": "gram", "n": 3}
-    whole = complete(of("natural_pg", **given), *VECTOR)
-    assert {name: getattr(whole, name) for name in given} == given
-    open_ = complete(of("natural_pg"), *VECTOR)
-    others = [x.name for x in dataclasses.fields(Config) if x.name not in given]
-    assert [getattr(whole, name) for name in others] == [getattr(open_, name) for name in others]
+    whole, open_ = flat(of("natural_pg", **given)), flat(of("natural_pg"))
+    assert whole == open_ | given
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_horizon_is_the_rollout_unless_there_is_a_replay(algorithm):
-    whole = complete(of(algorithm, rollout_length=12), *VECTOR)
-    assert whole.n == (1 if algorithm in REPLAY else 12)
+@EACH
+def test_the_horizon_is_the_rollout_unless_it_has_a_default(algorithm):
+    known = ALGORITHMS[algorithm].defaults(images=False)["n"]
+    assert of(algorithm, rollout_length=12).settings.n == (known or 12)
 
 
 @given(n=st.integers(0, 2**53), spaces=st.booleans())
 def test_counts_are_read_however_they_are_written(n, spaces):
     for text in (f"{n}", f"{n:_}", f"{n}.0", f"{n:.20e}"):
-        assert parsed("out", steps=f" {text} " if spaces else text)[0].steps == n
+        assert count(f" {text} " if spaces else text) == n
 
 
 def test_counts_as_people_write_them():
@@ -109,82 +147,90 @@ def test_what_is_no_count_is_refused(text, capsys):
     assert f"argument --steps: {text!r} is not a whole number" in capsys.readouterr().err
 
 
-# Each is fine but for the flags named; what to do is told, too.
+# Each is fine but for the flags named, and what to do is said.
 REFUSED = [
-    ("a2c", {"steps": 0}, r"--steps 0 is less than 1\. Give"),
-    ("a2c", {"num_envs": 0}, r"--num-envs 0 is less than 1"),
-    ("a2c", {"rollout_length": -1}, r"--rollout-length -1 is less than 1"),
-    ("a2c", {"n": 0}, r"--n 0 is less than 1"),
-    ("a2c", {"max_episode_steps": 0}, r"--max-episode-steps 0 is less than 1"),
-    ("dqn", {"capacity": 0}, r"--capacity 0 is less than 1"),
-    ("dqn", {"batch_size": 0}, r"--batch-size 0 is less than 1"),
-    ("dqn", {"steps_per_gradient": 0}, r"--steps-per-gradient 0 is less than 1"),
-    ("dqn", {"learning_starts": 0}, r"--learning-starts 0 is less than 1"),
-    ("dqn", {"target_period": 0}, r"--target-period 0 is less than 1"),
-    ("a2c", {"hidden": (8, 0)}, r"--hidden 8 0 has a layer of less than 1\. Give"),
-    ("a2c", {"discount": 1.5}, r"--discount 1\.5 is outside \[0, 1\]\. Give"),
-    ("a2c", {"discount": -0.5}, r"--discount -0\.5 is outside"),
-    ("a2c", {"discount": "nan"}, r"--discount nan is outside"),
-    ("a2c", {"tau": -1}, r"--tau -1\.0 is outside \[0, inf\)"),
-    ("a2c", {"tau": "nan"}, r"--tau nan is outside"),
-    ("a2c", {"learning_rate": "inf"}, r"--learning-rate inf is outside \[0, inf\)"),
-    ("a2c", {"max_gradient_norm": "nan"}, r"--max-gradient-norm nan is outside \[0, inf\]"),
-    ("a2c", {"learning_rate": -1}, r"--learning-rate -1\.0 is outside"),
-    ("a2c", {"max_gradient_norm": -1}, r"--max-gradient-norm -1\.0 is outside"),
-    ("natural_pg", {"damping": -1}, r"--damping -1\.0 is outside"),
-    ("a2c", {"value_coef": -1}, r"--value-coef -1\.0 is outside"),
-    ("dqn", {"epsilon": 1.5}, r"--epsilon 1\.5 is outside \[0, 1\]"),
-    ("dqn", {"epsilon_share": 1.5}, r"--epsilon-share 1\.5 is outside \[0, 1\]"),
-    ("a2c", {"seeds": (1, 2, 1)}, r"--seeds 1 2 1 names a seed twice\. Give each once"),
-    ("a2c", {"seeds": (-1,)}, r"--seeds -1 leaves the range 0 … 65535"),
-    ("a2c", {"seeds": (65536,)}, r"--seeds 65536 leaves the range"),
+    ("a2c", {"steps": 0}, r"--steps 0 is out of range\. Give a number from 1 to 2_147_483_647\."),
+    ("a2c", {"steps": 2**31}, r"--steps 2_147_483_648 is out of range\. Give a number from 1 to"),
+    ("a2c", {"num_envs": 0}, r"--num-envs 0 is out of range\. Give a number of at least 1\."),
+    ("a2c", {"rollout_length": -1}, r"--rollout-length -1 is out of range\. Give"),
+    ("a2c", {"n": 0}, r"--n 0 is out of range\. Give a number of at least 1"),
+    ("a2c", {"max_episode_steps": 0}, r"--max-episode-steps 0 is out of range\. Give"),
+    ("dqn", {"capacity": 0}, r"--capacity 0 is out of range\. Give"),
+    ("dqn", {"batch_size": 0}, r"--batch-size 0 is out of range\. Give"),
+    ("dqn", {"steps_per_gradient": 0}, r"--steps-per-gradient 0 is out of range\. Give"),
+    ("dqn", {"learning_starts": 0}, r"--learning-starts 0 is out of range\. Give"),
+    ("dqn", {"target_period": 0}, r"--target-period 0 is out of range\. Give"),
+    ("a2c", {"hidden": (8, 0)}, r"--hidden 8 0 is out of range\. Give numbers of at least 1\."),
+    ("a2c", {"discount": 1.5}, r"--discount 1\.5 is out of range\. Give a number from 0 to 1\."),
+    ("a2c", {"discount": -0.5}, r"--discount -0\.5 is out of range\. Give"),
+    ("a2c", {"discount": "nan"}, r"--discount nan is out of range\. Give"),
+    ("a2c", {"tau": -1}, r"--tau -1 is out of range\. Give a number of at least 0\."),
+    ("a2c", {"tau": "nan"}, r"--tau nan is out of range\. Give"),
+    ("a2c", {"tau": "inf"}, r"--tau inf is out of range\. Give a finite number of at least 0\."),
+    ("a2c", {"learning_rate": "inf"}, r"--learning-rate inf is out of range\. Give a finite"),
+    ("a2c", {"learning_rate": -0.5}, r"--learning-rate -0\.5 is out of range\. Give"),
+    ("a2c", {"max_gradient_norm": "nan"}, r"--max-gradient-norm nan .* from 0 to inf\."),
+    ("a2c", {"max_gradient_norm": -1}, r"--max-gradient-norm -1 is out of range\. Give"),
+    ("natural_pg", {"damping": -1}, r"--damping -1 is out of range\. Give"),
+    ("a2c", {"value_coef": -1}, r"--value-coef -1 is out of range\. Give"),
+    ("dqn", {"epsilon": 1.5}, r"--epsilon 1\.5 is out of range\. Give a number from 0 to 1\."),
+    ("dqn", {"epsilon_share": 1.5}, r"--epsilon-share 1\.5 is out of range\. Give"),
+    ("a2c", {"seeds": (1, 2, 1)}, r"--seeds 1 2 1 names a seed twice\. Give each once\."),
+    ("a2c", {"seeds": (-1,)}, r"--seeds -1 is out of range\. Give numbers from 0 to 65_535\."),
+    ("a2c", {"seeds": (0, 65536)}, r"--seeds 0 65536 is out of range\. Give numbers from 0 to"),
     (
         "a2c",
         {"steps": 63, "num_envs": 8, "rollout_length": 8},
-        r"--steps 63 is less than one update, 8 environments x 8 steps\. Give at least 64\.",
+        r"--steps 63 is less than one update, --num-envs 8 x --rollout-length 8\. Give .* 64\.",
     ),
-    ("a2c", {"steps": 2**31}, r"--steps 2_147_483_648 is more than .* Give fewer"),
     *(
-        (name, {"tau": 0}, rf"--tau 0 with --algorithm {name}: .* no soft policy\. Give")
-        for name in (*NATURAL, "nstep_soft_q", "soft_dqn_kl", "soft_dqn_entropy")
+        (name, {"tau": 0}, rf"--tau 0 does not go with --algorithm {name}: .*\. Give a positive")
+        for name, entry in ALGORITHMS.items()
+        if entry.soft
     ),
     ("soft_dqn_kl", {"tau": 0}, "or --algorithm dqn"),
-    ("dqn", {"tau": 0.1}, r"--tau 0\.1 with --algorithm dqn, .* Use --algorithm soft_dqn_kl"),
-    ("dqn", {"prior": "counting"}, r"--prior counting with --algorithm dqn.* leave --prior out"),
-    ("soft_dqn_kl", {"prior": "counting"}, "--prior counting with --algorithm soft_dqn_kl"),
-    ("soft_dqn_entropy", {"prior": "uniform"}, "--prior uniform with --algorithm soft_dqn_entropy"),
     (
         "dqn",
         {"num_envs": 2, "rollout_length": 3, "steps_per_gradient": 4},
-        r"--steps-per-gradient 4 does not divide the 6 steps .*\(2 environments x 3\)\. Change",
+        r"--steps-per-gradient 4 does not divide the 6 .* --num-envs 2 x --rollout-length 3\. Chan",
     ),
     (
         "dqn",
         {"capacity": 500, "learning_starts": 501},
-        r"--capacity 500 is less than --learning-starts 501\. .* raise the capacity",
+        r"--capacity 500 is less than --learning-starts 501\. .*\. Raise the capacity",
     ),
     (
         "dqn",
         {"steps": 500, "learning_starts": 501},
-        r"--steps 500 is less than --learning-starts 501\. Nothing would be learned",
+        r"--steps 500 is less than --learning-starts 501\. Nothing would be learned\. Change",
     ),
     (
         "a2c",
         {"n": 9, "rollout_length": 8},
         r"--n 9 is longer than --rollout-length 8\. .* give a smaller n",
     ),
-    ("a2c", {"episodic_life": True}, "--episodic-life does not go with --game Catch-v0"),
-    ("a2c", {"episodic_life": False}, "--episodic-life does not go with .* Leave it out"),
-    ("a2c", {"reward_clip": False}, "--reward-clip does not go with --game Catch-v0"),
 ]
 
 
 @pytest.mark.parametrize(("algorithm", "given", "message"), REFUSED)
 def test_what_does_not_fit_together_is_refused(algorithm, given, message, tmp_path):
-    complete(parsed(tmp_path, algorithm=algorithm)[0], *VECTOR)
-    settings, _ = parsed(tmp_path, algorithm=algorithm, **given)
-    with pytest.raises(ConfigError, match=message):
-        complete(settings, *VECTOR)
+    parsed(tmp_path, algorithm=algorithm)
+    with pytest.raises(ConfigError, match="^" + message if message[0] == "-" else message):
+        parsed(tmp_path, algorithm=algorithm, **given)
+
+
+FIXED = [(algorithm, name) for algorithm, x in ALGORITHMS.items() for name in x.fixed]
+
+
+@pytest.mark.parametrize(("algorithm", "name"), FIXED)
+def test_a_setting_that_an_algorithm_fixes_is_refused(algorithm, name, tmp_path):
+    entry = ALGORITHMS[algorithm]
+    value = another(fields_of(entry.settings)[name], entry.fixed[name])
+    message = f"{said(name, value)} does not go with --algorithm {algorithm}, for which it is "
+    message += f"{word(entry.fixed[name])}. Leave it out, or choose another algorithm."
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        parsed(tmp_path, algorithm=algorithm, **{name: value})
+    parsed(tmp_path, algorithm=algorithm, **{name: entry.fixed[name]})
 
 
 # On the verge of those above.
@@ -194,61 +240,67 @@ ACCEPTED = [
     ("a2c", {"discount": 0, "max_gradient_norm": "inf", "max_episode_steps": 1, "hidden": (1,)}),
     ("dqn", {"capacity": 500, "learning_starts": 500, "steps": 500, "epsilon": 0}),
     ("dqn", {"num_envs": 2, "rollout_length": 6, "epsilon_share": 1, "n": 3}),
-    ("a2c", {"prior": "counting"}),
-    ("soft_dqn_entropy", {"prior": "counting"}),
-    ("soft_dqn_kl", {"prior": "uniform"}),
+    ("a2c", {"prior": "counting", "learning_rate": 0, "value_coef": 0}),
 ]
 
 
 @pytest.mark.parametrize(("algorithm", "given"), ACCEPTED)
 def test_what_fits_together_is_accepted(algorithm, given, tmp_path):
-    whole = complete(parsed(tmp_path, algorithm=algorithm, **given)[0], *VECTOR)
+    whole = flat(parsed(tmp_path, algorithm=algorithm, **given)[0])
     for name, value in given.items():
-        spec = next(x for x in dataclasses.fields(Config) if x.name == name)
+        spec = (fields_of(Config) | fields_of(ALGORITHMS[algorithm].settings))[name]
         kind = spec.metadata["parser"].get("type", str)
-        assert getattr(whole, name) == (value if isinstance(value, tuple) else kind(value))
+        assert whole[name] == (value if isinstance(value, tuple) else kind(value))
 
 
 def test_images_have_their_own_network_and_only_atari_has_lives(tmp_path):
-    for kind in (ATARI, IMAGES):
-        with pytest.raises(ConfigError, match=r"--hidden 8 does not go with .* Nature CNN. Leave"):
-            complete(parsed(tmp_path, hidden=(8,))[0], *kind)
-    for name in ATARI_ONLY:
-        assert getattr(complete(of("a2c", **{name: False}), *ATARI), name) is False
-        with pytest.raises(ConfigError, match=f"{flag(name)} does not go with"):
-            complete(of("a2c", **{name: False}), *IMAGES)
-    for name in IMAGES_ONLY:
-        assert getattr(complete(of("a2c", **{name: True}), *IMAGES), name) is True
-        for value in (False, True):
-            with pytest.raises(ConfigError, match=f"{flag(name)} does not go with.*of images"):
-                complete(of("a2c", **{name: value}), *VECTOR)
+    for game in (GAMES["atari"], GAMES["images"]):
+        message = f"^--hidden 8 does not go with --game {game}, .* Nature CNN. Leave it out"
+        with pytest.raises(ConfigError, match=message):
+            parsed(tmp_path, game=game, hidden=(8,))
+    for name in (*ATARI_ONLY, *IMAGES_ONLY):
+        for kind, game in GAMES.items():
+            for value in (False, True):
+                if kind == "atari" or (kind == "images" and name in IMAGES_ONLY):
+                    assert getattr(of("a2c", game, **{name: value}), name) is value
+                    continue
+                shown = flag(name) if value else flag(name).replace("--", "--no-")
+                message = f"^{shown} does not go with --game {game}: only .* Leave it out"
+                with pytest.raises(ConfigError, match=message):
+                    parsed(tmp_path, game=game, **{name: value})
 
 
-SPECIAL = [spec for spec in dataclasses.fields(Config) if spec.metadata["only"]]
-
-
-@pytest.mark.parametrize("spec", SPECIAL, ids=lambda spec: spec.name)
-def test_a_flag_of_other_algorithms_is_refused(spec, tmp_path):
-    only = spec.metadata["only"]
-    value = defaults(only[-1], images=False)[spec.name]
+@pytest.mark.parametrize("name", SPECIAL)
+def test_a_flag_of_other_algorithms_is_refused(name, tmp_path):
+    having = HAVING[name]
+    value = flat(of(having[-1]))[name]
     for algorithm in ALGORITHMS:
-        settings, _ = parsed(tmp_path, algorithm=algorithm, **{spec.name: value})
-        if algorithm in only:
-            assert getattr(complete(settings, *VECTOR), spec.name) == value
+        if algorithm in having:
+            assert flat(parsed(tmp_path, algorithm=algorithm, **{name: value})[0])[name] == value
             continue
-        said = f"{flag(spec.name)} {value} does not go with --algorithm {algorithm}; it belongs to "
-        with pytest.raises(ConfigError, match=re.escape(said + ", ".join(only)) + r"\. Leave it"):
-            complete(settings, *VECTOR)
+        message = f"{said(name, value)} does not go with --algorithm {algorithm}: it belongs to "
+        message += f"{', '.join(having)}. Leave it out."
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+            parsed(tmp_path, algorithm=algorithm, **{name: value})
+
+
+def test_a_setting_that_nothing_has_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"--warmth 2 .*: there is no such setting\. Leave it out"
+    ):
+        of("a2c", warmth=2)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"keep": 0}, "--keep 0 is less than 1"),
-        ({"report_every": 0}, "--report-every 0 is less than 1"),
-        ({"env_threads": -1}, "--env-threads -1 is less than 0"),
-        ({"checkpoint_seconds": -1}, r"--checkpoint-seconds -1\.0 is less than 0"),
-        ({"checkpoint_seconds": "nan"}, "--checkpoint-seconds nan is less than 0"),
+        ({"keep": 0}, r"--keep 0 is out of range\. Give a number of at least 1"),
+        ({"until": 0}, r"--until 0 is out of range\. Give"),
+        ({"report_every": 0}, r"--report-every 0 is out of range\. Give"),
+        ({"checkpoint_steps": 0}, r"--checkpoint-steps 0 is out of range\. Give"),
+        ({"env_threads": -1}, r"--env-threads -1 is out of range\. Give a number of at least 0"),
+        ({"checkpoint_seconds": -1}, r"--checkpoint-seconds -1 is out of range\. Give"),
+        ({"checkpoint_seconds": "nan"}, r"--checkpoint-seconds nan is out of range\. Give"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(given, message, tmp_path):
@@ -258,10 +310,10 @@ def test_what_cannot_be_carried_out_is_refused(given, message, tmp_path):
 
 def test_runtime_of_a_command_line(tmp_path):
     _, runtime = parsed(tmp_path)
-    assert runtime == Runtime(out=tmp_path)
+    assert runtime == Runtime(**RUNTIME | {"out": tmp_path})
     given = {"env_threads": 0, "report_every": 1, "checkpoint_seconds": 0.0, "keep": 1}
     given |= {"save_replay": True, "on_nan": "skip", "driver": "host", "resume": True}
-    assert parsed(tmp_path, **given)[1] == Runtime(out=tmp_path, **given)
+    assert parsed(tmp_path, **given)[1] == Runtime(**RUNTIME | {"out": tmp_path} | given)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +325,7 @@ def test_runtime_of_a_command_line(tmp_path):
         (["--optimizer", "sgd"], "--optimizer: did you mean --optimiser?"),
         (["--qwxyz"], "unrecognized arguments: --qwxyz\n"),
         (["--num", "3"], "unrecognized arguments: --num 3"),  # flags are not abbreviated
-        (["--algorithm", "ppo"], "'a2c', 'a2c_naive', 'soft_q'"),
+        (["--algorithm", "ppo"], ", ".join(map(repr, ALGORITHMS))),
         (["--prior", "none"], "invalid choice: 'none'"),
         (["--tau", "warm"], "argument --tau: invalid float value: 'warm'"),
     ],
@@ -304,7 +356,7 @@ def test_what_is_missing_is_named(name, resume, tmp_path, capsys):
         ("Cartpole-v1", "CartPole-v1"),
         ("Cathc-v0", "Catch-v0"),
         ("qqqq", "Near ones: "),
-        ("Pendulum-v1", "environment with discrete actions"),
+        ("Pendulum-v1", "Name a game with discrete actions"),
     ],
 )
 def test_games_that_cannot_be_are_refused(game, message, tmp_path, capsys):
@@ -312,8 +364,7 @@ def test_games_that_cannot_be_are_refused(game, message, tmp_path, capsys):
     given = words(game=game, algorithm="a2c", steps=1000, out=out)
     assert train.main(given) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert game in error
+    assert error.startswith(f"error: --game {game} ")
     assert message in error
     assert not out.exists()
 
@@ -321,7 +372,7 @@ def test_games_that_cannot_be_are_refused(game, message, tmp_path, capsys):
 @pytest.fixture
 def saved(tmp_path):
     """A folder that a run of natural_pg was begun in, and its settings."""
-    whole = complete(of("natural_pg", seeds=(4, 2)), *VECTOR)
+    whole = of("natural_pg", seeds=(4, 2))
     values = to_json(whole) | {"version": 1}
     (tmp_path / "config.json").write_text(json.dumps(values))
     return tmp_path, whole
@@ -331,15 +382,16 @@ def test_a_resumed_run_has_the_settings_of_its_folder(saved):
     out, whole = saved
     settings, runtime = parse(["--resume", "--out", str(out), "--keep", "7"])
     assert settings == whole
-    assert runtime == Runtime(out=out, resume=True, keep=7)
+    assert runtime == Runtime(**RUNTIME | {"out": out, "resume": True, "keep": 7})
     # Saying the same again is no contradiction.
-    given = {name: x for name, x in dataclasses.asdict(whole).items() if x is not None}
+    given = {name: x for name, x in flat(whole).items() if x is not None}
     assert parse(["--resume", *words(out=out, **given)])[0] == whole
     # Without --resume the folder says nothing.
     assert parsed(out)[0] == of("a2c")
 
 
 def another(spec, value):
+    """A value of the same setting that is not this one."""
     choices = spec.metadata["parser"].get("choices")
     if choices:
         return next(x for x in choices if x != value)
@@ -350,25 +402,41 @@ def another(spec, value):
     return True if "action" in spec.metadata["parser"] else (value or 0) + 1
 
 
-@pytest.mark.parametrize("spec", dataclasses.fields(Config), ids=lambda spec: spec.name)
-def test_a_resumed_run_takes_no_other_settings(spec, saved):
+@pytest.mark.parametrize(
+    "name", [*fields_of(Config), *fields_of(ALGORITHMS["natural_pg"].settings)]
+)
+def test_a_resumed_run_takes_no_other_settings(name, saved):
     out, whole = saved
-    value = another(spec, getattr(whole, spec.name))
+    spec = (fields_of(Config) | fields_of(whole.entry.settings))[name]
+    has = flat(whole)[name]
+    value = another(spec, has)
     with pytest.raises(ConfigError, match="Leave them out, or name another folder") as caught:
-        parse(["--resume", *words(out=out, **{spec.name: value})])
-    shown = "" if isinstance(value, bool) else "[^:]+"
-    [line] = re.findall(r"^  (.*): the run there has .+$", str(caught.value), re.MULTILINE)
-    assert re.match(rf"{flag(spec.name)} {shown}", line)
+        parse(["--resume", *words(out=out, **{name: value})])
+    [line] = re.findall(r"^  (.*: the run there has .+)$", str(caught.value), re.MULTILINE)
+    shown = f"no {flag(name)}" if has is None else said(name, has)
+    assert line == f"{said(name, value)}: the run there has {shown}"
 
 
-def test_a_config_of_another_version_is_refused(saved):
+def test_a_resumed_run_takes_no_flag_of_another_algorithm(saved):
+    with pytest.raises(ConfigError, match=r"--epsilon 0\.5: the run there has no --epsilon"):
+        parse(["--resume", "--out", str(saved[0]), "--epsilon", "0.5"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"momentum": 1, "warmth": 2}, r"unknown settings momentum, warmth: .*another folder"),
+        ({"algorithm": "ppo"}, r"unknown algorithm ppo: .*another folder"),
+    ],
+)
+def test_a_config_of_another_version_is_refused(change, message, saved):
     out, whole = saved
-    (out / "config.json").write_text(json.dumps(to_json(whole) | {"momentum": 1, "warmth": 2}))
-    with pytest.raises(ConfigError, match=r"unknown settings momentum, warmth: .*another folder"):
+    (out / "config.json").write_text(json.dumps(to_json(whole) | change))
+    with pytest.raises(ConfigError, match=message):
         parse(["--resume", "--out", str(out)])
 
 
-def shown_help(monkeypatch, capsys, main, columns=100):
+def shown_help(monkeypatch, capsys, command, columns=100):
     """The parser of a command, and its help."""
     monkeypatch.setenv("COLUMNS", str(columns))
     seen = []
@@ -380,19 +448,26 @@ def shown_help(monkeypatch, capsys, main, columns=100):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", spy)
     with pytest.raises(SystemExit) as caught:
-        main(["--help"])
+        command(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
     return seen[0], text
 
 
+def flags_of(action):
+    """Those of an option as the help has them."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return [action.option_strings[0].replace("--", "--[no-]", 1)]
+    return action.option_strings
+
+
 def explained(text):
     """What the help says of each flag."""
     out, name = {}, None
     for line in text.splitlines():
-        if begun := re.match(r"  (--[\w-]+)(?:, --no-[\w-]+)?(?: .*?)?(?:  +(.*))?$", line):
-            name = begun[1]
+        if begun := re.match(r"  (?:-h, )?(--\S+)(?: .*?)?(?:  +(.*))?$", line):
+            name = begun[1].replace("[no-]", "")
             out[name] = begun[2] or ""
         elif name and line.startswith(" " * 4):
             out[name] += " " + line.strip()
@@ -406,63 +481,101 @@ def default_in(said):
     return found and found[1]
 
 
-@pytest.mark.parametrize("main", [evaluate.main, compare.main, plotting.main, train.main])
-def test_help_explains_every_flag(main, monkeypatch, capsys):
-    parser, text = shown_help(monkeypatch, capsys, main)
+@pytest.mark.parametrize("columns", [60, 100, 200])
+@pytest.mark.parametrize("command", [evaluate.main, compare.main, plotting.main, train.main])
+def test_help_explains_every_flag(command, columns, monkeypatch, capsys):
+    columns = min(columns, 100) if command is plotting.main else columns
+    parser, text = shown_help(monkeypatch, capsys, command, columns)
     for action in parser._actions:
-        named = action.option_strings[:1] or [action.metavar]
-        assert all(name in text for name in [*action.option_strings, *named])
-        assert action.help, named
+        assert action.help
+        for name in flags_of(action) or [action.metavar]:
+            assert re.search(rf"^  (-h, )?{re.escape(name)}[ ,\n]", text, re.MULTILINE), name
         if action.option_strings and action.default not in (None, False, argparse.SUPPRESS):
             value = action.default
             shown = " ".join(value) if isinstance(value, list) else str(value)
-            assert default_in(explained(text)[named[0]]).split(" for ")[0] == shown
+            assert default_in(explained(text)[action.option_strings[0]]).split(" for ")[0] == shown
+
+
+def test_help_of_the_command_names_its_commands(capsys):
+    assert main.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert set(main.COMMANDS) == {"train", "evaluate", "compare", "plot"}
+    for name, about in main.COMMANDS.items():
+        assert re.search(rf"^  {name} +{about}$", text, re.MULTILINE)
+    for line, error in ([], ""), (["trian"], "error: 'trian' is not a command."):
+        assert main.main(line) == 2
+        assert capsys.readouterr().err.strip() == f"{error}\n\n{text}".strip()
+
+
+def test_a_command_whose_packages_are_missing_says_what_to_install(monkeypatch, capsys):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named 'flax' of {name}", name="flax")
+
+    monkeypatch.setattr(main.importlib, "import_module", missing)
+    assert main.main(["evaluate", "run"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: jaxsoft evaluate needs flax, .* pip install 'jaxsoft\[train\]'", line)
+
+
+def section(text, title):
+    """The lines of the help under a title."""
+    [block] = re.findall(rf"^{re.escape(title)}:\n((?: +\S.*\n)+)", text, re.MULTILINE)
+    return block
 
 
 def own_defaults(text):
-    """(of all games, but for images): algorithm -> flag -> word, from the help's last part."""
-    tables = []
-    for title in ("These algorithms have others:", "and, but for images:"):
-        [block] = re.findall(rf"^.*{title}\n((?:  \S.*\n)*)", text, re.MULTILINE)
-        rows = [line.split() for line in block.splitlines()]
-        tables.append({name: dict(zip(x[::2], x[1::2], strict=True)) for name, *x in rows})
-    return tables
+    """algorithm -> flag -> word, of the help's last part."""
+    block = section(text, "defaults of some algorithms, where they differ from those above")
+    rows = re.findall(r"^  (\w+) +((?:.|\n {20})*)", block, re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^  \w", block, re.MULTILINE)) > 0
+    return {
+        name: dict(each.split(" ", 1) for each in " ".join(listed.split()).split(", "))
+        for name, listed in rows
+    }
 
 
-def test_help_gives_the_defaults_that_are_taken(monkeypatch, capsys, tmp_path):
+def test_help_gives_the_defaults_that_are_taken(monkeypatch, capsys):
     parser, text = shown_help(monkeypatch, capsys, train.main)
-    said = {name: default_in(x) for name, x in explained(text).items()}
-    everywhere, but_for_images = own_defaults(text)
-    specs = {spec.name: spec for spec in dataclasses.fields(Config)}
+    shown = {name: default_in(x) for name, x in explained(text).items()}
+    own = own_defaults(text)
+    assert {*own} <= {*ALGORITHMS}
     for algorithm in ALGORITHMS:
         for images in (False, True):
-            own = everywhere.get(algorithm, {})
-            own = own | ({} if images else but_for_images.get(algorithm, {}))
-            whole = complete(of(algorithm), images, images)
-            for name in specs:
-                value = getattr(whole, name)
+            taken = flat(of(algorithm, GAMES["atari" if images else "vector"]))
+            for name, value in taken.items():
                 if value is None or name in ("game", "algorithm", "steps"):
                     continue
-                of_kind = said[flag(name)].split("; with a replay ")
-                of_kind = of_kind[-1 if algorithm in REPLAY else 0].split(" / ")
-                word = own.get(flag(name), of_kind[0 if images else -1])
-                if word == "the rollout":
-                    assert value == whole.rollout_length
+                given = own.get(algorithm, {}).get(flag(name), shown[flag(name)])
+                given = given.split(" / ")[0 if images else -1]
+                if given == "--rollout-length":
+                    assert value == taken["rollout_length"]
                 elif isinstance(value, bool):
-                    assert value == (word == "yes")
+                    assert value == (given == "yes")
                 else:
-                    read = vars(parser.parse_args([flag(name), *word.split()]))[name]
+                    read = vars(parser.parse_args([flag(name), *given.split()]))[name]
                     assert (tuple(read) if isinstance(read, list) else read) == value, name
-    for spec in dataclasses.fields(Runtime):
-        word = said[flag(spec.name)]
-        if isinstance(spec.default, bool):
-            assert word == ("yes" if spec.default else "no")
-        elif spec.default is not None:
-            assert type(spec.default)(word) == spec.default
+        # Nothing is listed that is the same as everywhere.
+        for name, given in own.get(algorithm, {}).items():
+            assert given != shown[name]
+    for name, value in RUNTIME.items():
+        given = shown[flag(name)]
+        if isinstance(value, bool) and name != "resume":
+            assert given == ("yes" if value else "no")
+        elif value not in (None, ..., False):
+            assert type(value)(given) == value
     # What has no default has none on purpose, and says so where it is not asked for.
-    assert {name for name, word in said.items() if word is None} == {
-        *("--game", "--algorithm", "--steps", "--out", "--video"),
+    assert {name for name, given in shown.items() if given is None} == {
+        *("--game", "--algorithm", "--steps", "--out", "--video", "--resume", "--help"),
         *("--max-episode-steps", "--report-every", "--checkpoint-steps", "--until"),
     }
-    for name in ALGORITHMS:
-        assert re.search(rf"^  {name} +\S", text, re.MULTILINE)
+
+
+def test_help_lists_the_algorithms_and_whose_each_setting_is(monkeypatch, capsys):
+    _, text = shown_help(monkeypatch, capsys, train.main)
+    listed = re.findall(r"^  (\S+) +(\S.*)$", section(text, "algorithms"), re.MULTILINE)
+    assert listed == [(name, entry.about) for name, entry in ALGORITHMS.items()]
+    found = {}
+    for title in re.findall(r"^only (.*):$", text, re.MULTILINE):
+        for name in explained(section(text, f"only {title}")):
+            found[name] = title.split(", ")
+    assert found == {flag(name): HAVING[name] for name in SPECIAL}

@@ -1,4 +1,4 @@
-"""Runs leave what they promise, end as they should, and go on from where they were."""
+"""Runs leave what they promise, end as they should, and continue from where they were."""
 
 import contextlib
 import itertools
@@ -23,29 +23,23 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import SessionLog
 
 import jaxsoft
+from jaxsoft.agents.registry import ALGORITHMS
 from jaxsoft.cli import assembly, compare, evaluate, train
 from jaxsoft.cli.config import from_json
-from jaxsoft.cli.defaults import ON_POLICY, REPLAY
-from jaxsoft.environments import about
-from jaxsoft.training import provenance as record
+from jaxsoft.training import provenance
 from jaxsoft.training.checkpoints import Checkpoints
+from jaxsoft.training.graph import GraphLoop
 from jaxsoft.training.logs import read_csv
-from jaxsoft.training.loop import GraphLoop, initial
+from jaxsoft.training.loop import initial
 from jaxsoft.training.provenance import Sessions
-from tests.training.test_logs import events, scalars
+from tests.support.tensorboard import events, scalars
 
 SEEDS = (0, 3)
 UPDATE = 8  # steps
 SMALL = ["--game", "Catch-v0", "--num-envs", "2", "--rollout-length", "4", "--hidden", "4"]
 RING = ["--capacity", "64", "--batch-size", "4", "--learning-starts", "16"]
-EACH = [
-    "--report-every",
-    "1",
-    "--checkpoint-seconds",
-    "0",
-    "--keep",
-    "100",
-]  # a row and a checkpoint
+# Each update gets a row and a checkpoint.
+EACH = ["--report-every", "1", "--checkpoint-seconds", "0", "--keep", "100"]
 A2C = [*SMALL, *["--algorithm", "a2c", "--steps", "50", "--seeds", "0", "3"], *EACH]  # 6 updates
 
 
@@ -73,22 +67,26 @@ def checkpoints_of(out):
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def like_of(out):
+def config_of(out):
     values = json.loads((out / "config.json").read_text())
     version = values.pop("version")
-    config = from_json(values)
-    learner = assembly.learner(config, about(config.game))
-    like = jax.eval_shape(lambda: initial(learner, config.seeds))
-    return like, lambda: Checkpoints(
-        out / "checkpoints", config=values, version=version, write=False
-    )
+    return from_json(values), values, version
+
+
+def like_of(out):
+    """(agent, state as a run of it has, opens its checkpoints)."""
+    config, values, version = config_of(out)
+    agent = assembly.agent(config)
+    like = jax.eval_shape(lambda: initial(agent, config.seeds))
+    folder = out / "checkpoints"
+    return agent, like, lambda: Checkpoints(folder, config=values, version=version, write=False)
 
 
 def saved(out, *steps, replay=False):
     """The states of these checkpoints."""
-    like, opened = like_of(out)
+    agent, like, opened = like_of(out)
+    like = like if replay else evaluate.forgotten(agent, like)
     with opened() as checkpoints:
-        like = like if replay else evaluate.without_replay(like)
         return [checkpoints.restore(like, step)[1] for step in steps]
 
 
@@ -109,7 +107,7 @@ def assert_same(state, other):
 
 
 def same_params(state, other):
-    state, other = (jax.tree.leaves(copied(x.learner.trained.params)) for x in (state, other))
+    state, other = (jax.tree.leaves(copied(x.agent.params)) for x in (state, other))
     return all((x == y).all() for x, y in zip(state, other, strict=True))
 
 
@@ -143,7 +141,7 @@ def stop_in(call, number):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    """Loops by configuration, so that going on with a run compiles nothing anew."""
+    """Loops by configuration, so that a resumed run compiles nothing again."""
     return {}
 
 
@@ -186,7 +184,7 @@ def stopped(tmp_path_factory, compiled):
 
 @pytest.fixture
 def again(stopped, tmp_path, recompiled_never):
-    """A copy of the stopped run, to go on with."""
+    """A copy of the stopped run, to resume."""
     return shutil.copytree(stopped, tmp_path / "again")
 
 
@@ -258,21 +256,25 @@ def test_the_commit(tmp_path, monkeypatch):
         who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
 
-    source = tmp_path / "jaxsoft" / "record.py"
-    monkeypatch.setattr(record, "__file__", str(source))
-    source.parent.mkdir()
-    assert record.commit() is None
+    source = tmp_path / "jaxsoft" / "training" / "provenance.py"
+    monkeypatch.setattr(provenance, "__file__", str(source))
+    source.parent.mkdir(parents=True)
+    assert provenance.commit() is None
     source.touch()
     git("init")
+    (tmp_path / "other.py").touch()
+    git("add", "other.py")
+    git("commit", "-m", "of another project, in whose folder it is installed")
+    assert provenance.commit() is None
     git("add", ".")
     git("commit", "-m", "first")
-    clean = record.commit()
+    clean = provenance.commit()
     assert re.fullmatch("[0-9a-f]{7,}", clean)
     (tmp_path / "experiments" / "results").mkdir(parents=True)
     (tmp_path / "experiments" / "results" / "new.csv").touch()
-    assert record.commit() == clean
+    assert provenance.commit() == clean
     source.write_text("changed")
-    assert record.commit() == clean + "+"
+    assert provenance.commit() == clean + "+"
 
 
 def in_tensorboard(out):
@@ -313,7 +315,7 @@ def test_a_stopped_run_has_learned_what_another_has_by_then(finished, stopped, c
             np.testing.assert_array_equal(column, after[name][: len(column)])
 
 
-def test_going_on_begins_with_what_was_saved(again, capsys):
+def test_a_resumed_run_begins_with_what_was_saved(again, capsys):
     states = {}
 
     def keep(number, state):
@@ -341,7 +343,7 @@ def test_checkpoints_along_a_run_are_at_the_same_steps_after_a_kill(tmp_path):
     apart = ["--checkpoint-steps", "17", "--checkpoint-seconds", "1e9", "--keep", "100"]
     words = [*SMALL, "--algorithm", "a2c", "--steps", "80", "--report-every", "24", *apart]
     assert run(tmp_path / "whole", *words) == 0
-    # 17 steps are two updates of 8; before the first of them there is one, too.
+    # 17 steps are two updates of 8; the first checkpoint is of before any.
     assert checkpoints_of(tmp_path / "whole") == [0, 16, 32, 48, 64, 80]
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     for step in (48, 64, 80):
@@ -361,9 +363,11 @@ def test_a_run_can_leave_early_by_the_schedules_of_the_whole(finished, tmp_path,
     assert checkpoints_of(tmp_path)[-1] == 3 * UPDATE
     assert resume(tmp_path) == 0
     assert steps_of(tmp_path) == steps_of(finished)
-    for until, word in (("7", "less than one update"), ("0", "less than 1")):
-        assert run(tmp_path / "new", *A2C, "--until", until) == 2
-        assert word in capsys.readouterr().err
+    refused = (
+        "--until 7 is less than one update, --num-envs 2 x --rollout-length 4. Give at least 8."
+    )
+    assert run(tmp_path / "new", *A2C, "--until", "7") == 2
+    assert refused in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -377,7 +381,7 @@ def test_a_kill_between_rows_and_checkpoint_loses_the_rows(again, capsys):
     assert shown == pytest.approx(rows)
 
 
-def test_before_the_first_checkpoint_going_on_is_beginning(again, capsys):
+def test_before_the_first_checkpoint_resuming_is_beginning(again, capsys):
     shutil.rmtree(again / "checkpoints")
     numbers = []
     with calls(lambda number, state: numbers.append(int(state.updates))):
@@ -389,11 +393,11 @@ def test_before_the_first_checkpoint_going_on_is_beginning(again, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--resume", "--tau", "0.5"], "--tau 0.5: the run there has 0.01"),
-        (["--resume", "--algorithm", "dqn"], "--algorithm dqn: the run there has a2c"),
-        (["--resume", "--seeds", "0", "4"], "--seeds 0 4: the run there has 0 3"),
-        (A2C, "holds a run already. Go on with it by --resume, or name another folder"),
-        (["--resume", "--keep", "0"], "--keep 0 is less than 1"),
+        (["--resume", "--tau", "0.5"], "--tau 0.5: the run there has --tau 0.01"),
+        (["--resume", "--algorithm", "dqn"], "--algorithm dqn: the run there has --algorithm a2c"),
+        (["--resume", "--seeds", "0", "4"], "--seeds 0 4: the run there has --seeds 0 3"),
+        (A2C, "holds a run already. Continue it by --resume, or name another folder"),
+        (["--resume", "--keep", "0"], "--keep 0 is out of range"),
         (["--resume", "--video", "game.gif"], "EnvPool cannot draw Catch-v0"),
     ],
 )
@@ -406,9 +410,11 @@ def test_a_refusal_touches_nothing(words, message, again, capsys):
 
 def test_a_checkpoint_of_another_version_is_refused(again, monkeypatch, capsys):
     before = files(again)
-    monkeypatch.setattr(train, "VERSION", 2)
+    newer = train.VERSION + 1
+    monkeypatch.setattr(train, "VERSION", newer)
     assert resume(again) == 2
-    assert "version: given 2, the checkpoint's is 1" in capsys.readouterr().err
+    said = f"version: given {newer}, the checkpoint's is {newer - 1}"
+    assert said in capsys.readouterr().err
     assert files(again) == before
 
 
@@ -419,7 +425,7 @@ def test_a_replay_is_taken_up_or_filled_again(tmp_path, recompiled_never, capsys
         assert run(out, *words, *EACH, "--save-replay") == 143
     assert checkpoints_of(out) == [8, 16, 24, 32]
     held = saved(out, 32, replay=True)[0]
-    assert (held.learner.replay.filled == 16).all()  # rows, of 2 environments
+    assert (held.agent.replay.filled == 16).all()  # rows, of 2 environments
 
     states = {}
 
@@ -440,9 +446,9 @@ def test_a_replay_is_taken_up_or_filled_again(tmp_path, recompiled_never, capsys
     with calls(lambda number, state: states.setdefault(number, copied(state))):
         assert resume(out, *EACH) == 0
     empty = states[1]
-    assert_same(evaluate.without_replay(empty), last)
-    assert (empty.learner.replay.filled == 0).all()
-    assert (empty.learner.steps == 48).all()
+    assert_same(evaluate.forgotten(like_of(out)[0], empty), last)
+    assert (empty.agent.replay.filled == 0).all()
+    assert (empty.agent.steps == 48).all()
     assert checkpoints_of(out) == steps_of(out) == [8 * i for i in range(1, 11)]
     learned = [*saved(out, 24, 32, replay=True), *saved(out, *(8 * i for i in range(5, 11)))]
     changed = [not same_params(x, y) for x, y in itertools.pairwise(learned)]
@@ -470,8 +476,8 @@ def test_gradients_that_are_not_finite(tmp_path, recompiled_never, capsys):
     steps = [UPDATE * i for i in range(1, 7)]
     assert steps_of(out, seeds=[3]) == checkpoints_of(out) == steps
     for state in saved(out, *steps):
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(copied(state.learner)))
-        assert_same(state.learner.params, before.learner.params)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(copied(state.agent)))
+        assert_same(state.agent.params, before.agent.params)
     assert read_csv(out / "metrics.csv")["skipped"].tolist() == [0, 1, 1, 1, 1, 1]
 
 
@@ -485,13 +491,13 @@ def test_a_folder_that_cannot_be(where, tmp_path, capsys):
     assert files(tmp_path).keys() == {Path("file")}
 
 
-def check_full(again, stopped, fill, mend, capsys):
-    """Nothing of before is lost, and once there is room the run goes on."""
+def check_full(again, stopped, fill, repair, capsys):
+    """Nothing of before is lost, and once there is room the run continues."""
     fill()
     try:
         assert resume(again, *EACH) == 2
     finally:
-        mend()
+        repair()
     error = capsys.readouterr().err
     for name, x in files(stopped / "checkpoints").items():
         assert (again / "checkpoints" / name).read_bytes() == x[0]
@@ -604,6 +610,14 @@ def test_evaluation(finished, tmp_path, capsys):
         figures = [x.size, x.mean(), x.std(ddof=1), np.median(x), x.min(), x.max(), 9]
         np.testing.assert_allclose([float(cell) for cell in row[1:]], figures, atol=5.1e-3)
 
+    # Greedily, and with an older checkpoint, other games are played; without, the same.
+    for words in (["--greedy"], ["--step", "8"], []):
+        command = [str(finished), "--games", "20", "--json", str(file), *words]
+        assert evaluate.main(command) == 0
+        again = json.loads(file.read_text())
+        assert again["step"] == (8 if "--step" in words else 48)
+        assert (again["returns"] == played["returns"]) == (not words)
+
     trained = evaluate.load(finished)
     same, _ = evaluate.play(trained, 20)
     np.testing.assert_array_equal(same, returns)
@@ -612,18 +626,12 @@ def test_evaluation(finished, tmp_path, capsys):
 
 def test_greedy_evaluation_plays_the_likeliest_actions(finished):
     """Against a game played here, with EnvPool alone."""
-    score, _ = evaluate.play(evaluate.load(finished), 8, greedy=True, seed=50)
+    trained = evaluate.load(finished)
+    score, _ = evaluate.play(trained, 8, policy=trained.agent.greedy, seed=50)
     [state] = saved(finished, 48)
-    config = from_json(
-        {
-            k: x
-            for k, x in json.loads((finished / "config.json").read_text()).items()
-            if k != "version"
-        }
-    )
-    network = assembly.network(config, about("Catch-v0"))
+    network = assembly.network(config_of(finished)[0])
     for i, seed in enumerate(SEEDS):
-        params = jax.tree.map(lambda x, i=i: x[i], state.learner.params)
+        params = jax.tree.map(lambda x, i=i: x[i], state.agent.params)
         seeds = [(50 + seed) * 8 + j for j in range(8)]
         pool = envpool.make("Catch-v0", env_type="gymnasium", num_envs=8, seed=seeds)
         observation, _ = pool.reset()
@@ -655,8 +663,12 @@ def test_evaluation_of_what_is_no_run(tmp_path, stopped, capsys):
     shutil.copy(stopped / "config.json", tmp_path)
     assert evaluate.main([str(tmp_path)]) == 2
     assert "has no checkpoint yet" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        evaluate.main([str(stopped), "--games", "0"])
+    for name, value in (("games", "0"), ("seed", "-1")):
+        with pytest.raises(SystemExit):
+            evaluate.main([str(stopped), f"--{name}", value])
+        assert f"--{name} {value} is out of range. Give" in capsys.readouterr().err
+    assert evaluate.main([str(stopped), "--step", "7"]) == 2
+    assert "expected one of the steps there: [8, 16, 24]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -714,20 +726,21 @@ def test_a_comparison(tmp_path, capsys, recompiled_never):
     assert "All preconditions hold" in text
     with Image.open(out / "curve.png") as image:
         image.load()
-    # The same command goes on, which here is to say it again; another one does not.
+    # The same command resumes, which here is to say it again; another one does not.
     before = {name: (out / name / "metrics.csv").read_bytes() for name in ("soft_q", "a2c")}
     with calls(lambda number, state: pytest.fail("called")):
         assert compare.main(words) == 0
     assert printed_rows(capsys.readouterr().out) == rows
     assert {name: (out / name / "metrics.csv").read_bytes() for name in before} == before
     assert compare.main([*words, "--seeds", "1"]) == 2
-    assert "--seeds 1: the run there has 0 1" in capsys.readouterr().err
+    assert "--seeds 1: the run there has --seeds 0 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ON_POLICY + REPLAY)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_trains_a_seed_alone_as_beside_another(algorithm, tmp_path):
-    words = [*SMALL, *RING[: 6 * (algorithm in REPLAY)], "--algorithm", algorithm, *EACH]
+    ring = RING if hasattr(ALGORITHMS[algorithm].settings, "capacity") else []
+    words = [*SMALL, *ring, "--algorithm", algorithm, *EACH]
     for name, seeds in (("both", ["0", "3"]), ("alone", ["3"])):
         assert run(tmp_path / name, *words, "--steps", "40", "--seeds", *seeds) == 0
     both, alone = (read_csv(tmp_path / name / "metrics.csv") for name in ("both", "alone"))
@@ -745,7 +758,7 @@ LONG = [*SMALL, *["--algorithm", "a2c", "--seeds", "0", "3", "--resume"], *EACH[
 
 def start(out, steps):
     """A process that trains, its seeds' rows and checkpoints as frequent as can be."""
-    command = [sys.executable, "-m", "jaxsoft.cli.train", *LONG, "--steps", str(steps)]
+    command = [sys.executable, "-m", "jaxsoft.cli", "train", *LONG, "--steps", str(steps)]
     return subprocess.Popen(
         [*command, "--out", str(out)],
         cwd=Path(__file__).parents[2],
@@ -769,7 +782,8 @@ def wait_for_progress(process, out):
 
 def newest(out):
     """The step of the newest checkpoint; all that have a number for a name can be read."""
-    like, opened = like_of(out)
+    agent, like, opened = like_of(out)
+    like = evaluate.forgotten(agent, like)
     with opened() as checkpoints:
         for step in (steps := checkpoints_of(out)):
             assert checkpoints.restore(like, step)[1].updates * UPDATE == step

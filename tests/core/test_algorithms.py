@@ -110,7 +110,7 @@ def test_policy_gradients(n: int, naive: bool) -> None:
 def test_tied_soft_q(log_prior: Any) -> None:
     kl = jaxsoft.kl_to_prior(LOG_PI, log_prior)
     rest = {"discount_t": DISCOUNTS, "tau": TAU, "n": 3, "cut_t": CUTS}
-    target = jaxsoft.n_step_soft_q_targets(V, kl, REWARDS, **rest)
+    target = jaxsoft.n_step_soft_q_targets(V, kl[:-1], REWARDS, **rest)
     starts = log_prior[:-1] if np.shape(log_prior) == LOG_PRIOR.shape else log_prior
     np.testing.assert_array_equal(
         jaxsoft.tied_soft_q(
@@ -130,7 +130,7 @@ def test_tied_soft_q(log_prior: Any) -> None:
 
 def test_the_actor_critic_is_its_loss_on_soft_q_targets() -> None:
     rest = {"discount_t": DISCOUNTS, "tau": TAU, "n": 3, "cut_t": CUTS}
-    target = jaxsoft.n_step_soft_q_targets(V, jaxsoft.kl_to_prior(LOG_PI), REWARDS, **rest)
+    target = jaxsoft.n_step_soft_q_targets(V, jaxsoft.kl_to_prior(LOG_PI[:-1]), REWARDS, **rest)
 
     def whole(v: Array, log_pi: Array) -> Array:
         return jaxsoft.actor_critic(v, log_pi, ACTIONS, r_t=REWARDS, **rest)

@@ -1,6 +1,7 @@
 """What is read of JAX's programs, and that one module does it; `make test-newest` runs this."""
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -200,7 +201,7 @@ def batched(operands: tuple, axes: tuple, **options: float) -> tuple[jax.Array, 
     return jax.vmap(lambda x, y: scaled(x, y, **options), axes)(*operands), 0
 
 
-bind = _jax.bilinear(
+bind: Callable[..., jax.Array] = _jax.bilinear(
     "scaled_product",
     scaled,
     shape=lambda x, y: (x[0], y[1]),

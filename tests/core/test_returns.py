@@ -68,10 +68,11 @@ def test_n_step_targets_from_rewards(seed: int, length: int, n: int) -> None:
         rtol=1e-12,
         atol=1e-12,
     )
-    # The KL of the last state is no part of any target.
-    v, kl = np.append(p.v, p.v_t[-1]), np.append(p.kl, np.nan)
+    v = np.append(p.v, p.v_t[-1])
     np.testing.assert_array_equal(
-        jaxsoft.n_step_soft_q_targets(v, kl, p.r, discount_t=p.discount, tau=TAU, n=n, cut_t=p.cut),
+        jaxsoft.n_step_soft_q_targets(
+            v, p.kl, p.r, discount_t=p.discount, tau=TAU, n=n, cut_t=p.cut
+        ),
         jaxsoft.soft_q_targets(advantage, p.v, p.kl, tau=TAU),
     )
     np.testing.assert_allclose(

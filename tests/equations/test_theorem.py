@@ -246,7 +246,7 @@ def test_theorem_for_any_returns(tau, head, estimator):
 @equation(58, 65)
 @pytest.mark.parametrize("n", [1, 2])
 def test_theorem_on_whole_rollouts(tau, head, n):
-    """The two algorithms, one call each, have the same expected gradient over all their steps."""
+    """The algorithms, one call each, have the same expected gradient over all their steps."""
     mdp = oracles.random_mdp(4, outcomes=1, tau=tau, terminals=1, masked=True)
     agent, theta = bridge.make_agent(
         bridge.MODELS["linear"](*mdp.prior.shape), head, mdp.prior, tau
@@ -262,12 +262,14 @@ def test_theorem_on_whole_rollouts(tau, head, n):
     soft_q = gradient(
         lambda h: lib.n_step_soft_q(h.q, path.actions, **steps, n=n, log_prior=h.log_prior)
     )
-    actor_critic = gradient(
-        lambda h: lib.actor_critic(
-            h.v, h.log_pi, path.actions, **steps, n=n, value_coef=1 / tau, log_prior=h.log_prior
+    rest = {**steps, "n": n, "value_coef": 1 / tau}
+    for algorithm in (lib.actor_critic, lib.tied_soft_q):
+        other = gradient(
+            lambda h, algorithm=algorithm: algorithm(
+                h.v, h.log_pi, path.actions, **rest, log_prior=h.log_prior
+            )
         )
-    )
-    assert_close(soft_q, tau * actor_critic)
+        assert_close(soft_q, tau * other)
 
 
 # ---- Sample by sample, and with each precondition broken -----------------------------------------

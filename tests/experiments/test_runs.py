@@ -1,6 +1,5 @@
 """A study runs what it says, once, whoever starts it; what it leaves is what its runs wrote."""
 
-import csv
 import dataclasses
 import fcntl
 import json
@@ -9,13 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments import questions
-from experiments.engine import collected, study
+from experiments import command, questions
+from experiments.analysis import curves
+from experiments.engine import collected, plan, runs
 from experiments.engine.collected import Collected
-from experiments.report import tables as report
 from experiments.studies import GRADIENTS, STUDIES
 from jaxsoft.cli import train
 from jaxsoft.cli.config import ConfigError
@@ -30,7 +30,7 @@ TINY = [*FEW, "--variants", "policy_gradient", "soft_q"]
 @pytest.mark.parametrize(("name", "preset"), ALL)
 def test_every_run_of_every_preset_has_settings_that_can_be_run(name: str, preset: str) -> None:
     whole = WHOLE[name]
-    todo = study.cells(whole, whole.presets[preset], Path("runs"))
+    todo = runs.cells(whole, whole.presets[preset], Path("runs"))
     assert len({cell.out for cell in todo}) == len(todo)
     about = whole.presets[preset]
     seeds = sum(len(cell.seeds) for cell in todo)
@@ -47,12 +47,12 @@ def test_every_run_of_every_preset_has_settings_that_can_be_run(name: str, prese
 def test_the_papers_presets_are_its_protocol() -> None:
     for name, seeds in (("figure1", 3), ("figure2", 2), ("figure3", 3)):
         preset = STUDIES[name].presets["paper"]
-        todo = study.cells(STUDIES[name], preset, Path("runs"))
+        todo = runs.cells(STUDIES[name], preset, Path("runs"))
         assert len(preset.steps) == 7
         assert preset.seeds == seeds
         if name == "figure2":
-            assert {cell.config.tau for cell in todo} == {0.0, 0.1}
-            assert {cell.config.n for cell in todo} == {1, 5}
+            assert {cell.config.settings.tau for cell in todo} == {0.0, 0.1}
+            assert {cell.config.settings.n for cell in todo} == {1, 5}
             continue
         for c in (cell.config for cell in todo):
             assert (c.num_envs, c.rollout_length, c.n, c.steps) == (16, 5, 5, 80_000_000)
@@ -61,7 +61,7 @@ def test_the_papers_presets_are_its_protocol() -> None:
             assert not c.centred
     weights = {
         cell.variant: cell.config.value_coef
-        for cell in study.cells(
+        for cell in runs.cells(
             STUDIES["figure3"], STUDIES["figure3"].presets["paper"], Path("runs")
         )
     }
@@ -71,7 +71,7 @@ def test_the_papers_presets_are_its_protocol() -> None:
 
 def test_runs_of_their_own_come_seed_by_seed() -> None:
     preset = STUDIES["figure3"].presets["cpu"]
-    todo = study.cells(STUDIES["figure3"], preset, Path("runs"))
+    todo = runs.cells(STUDIES["figure3"], preset, Path("runs"))
     order = [cell.seeds[0] for cell in todo]
     assert order == sorted(order)
     assert todo[0].out == Path("runs/Pong-v5/policy_gradient/0")
@@ -80,33 +80,27 @@ def test_runs_of_their_own_come_seed_by_seed() -> None:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("figure3")
-    assert study.main("figure3", [*TINY, "--out", str(out)]) == 0
+    assert command.main("figure3", [*TINY, "--out", str(out)]) == 0
     return out
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_study_leaves_its_curves_runs_table_and_figure(done: Path) -> None:
-    curves, runs = rows(done / "curves.csv"), rows(done / "runs.csv")
-    assert len(runs) == 2
-    for run in runs:
-        data = read_csv(done / run["game"] / run["variant"] / "metrics.csv")
-        mine = [row for row in curves if row["variant"] == run["variant"]]
-        assert len(mine) == len(data["step"])
-        np.testing.assert_allclose(
-            [float(row["episode_return"]) for row in mine], data["episode_return"], rtol=1e-5
-        )
-        assert int(run["steps"]) == 1920
-        assert float(run["seconds"]) > 0
-        assert "--algorithm" in run["settings"]
+    found = collected.read(done)
+    assert len(found.runs) == 2
+    for run in found.runs.itertuples():
+        data = read_csv(done / run.game / run.variant / "metrics.csv")
+        mine = found.curves[found.curves["variant"] == run.variant]
+        for name in ("seed", "step", "episodes"):
+            np.testing.assert_array_equal(mine[name], data[name])
+        for name in ("episode_return", "episode_length"):
+            np.testing.assert_allclose(mine[name], data[name], rtol=1e-5)
+        assert run.steps == 1920
+        assert run.seconds > 0
+        assert "--algorithm" in run.settings
     page = (done / "table.md").read_text()
     for word in ("policy gradient, c = 0.5", "soft Q-learning, c = 0.5", "Runs:", "2 + 2"):
         assert word in page
     with Image.open(done / "figure.png") as image:
-        assert image.info["Source"] == report.digest(done, STUDIES["figure3"])
         colours = image.convert("RGB").getcolors(1 << 24)
         assert colours is not None
         assert len(colours) > 20
@@ -118,18 +112,18 @@ def test_the_same_command_again_trains_nothing(done: Path, monkeypatch: pytest.M
 
     before = (done / "table.md").read_text()
     monkeypatch.setattr(train, "train", never)
-    assert study.main("figure3", [*TINY, "--out", str(done)]) == 0
+    assert command.main("figure3", [*TINY, "--out", str(done)]) == 0
     assert (done / "table.md").read_text() == before
 
 
 def test_what_there_is_can_be_collected_elsewhere(done: Path, tmp_path: Path) -> None:
     words = [*TINY, "--out", str(done), "--results", str(tmp_path / "new"), "--collect"]
-    assert study.main("figure3", words) == 0
+    assert command.main("figure3", words) == 0
     for name in ("curves.csv", "table.md", "figure.png"):
         assert (tmp_path / "new" / name).read_bytes() == (done / name).read_bytes()
 
 
-def test_a_study_that_was_broken_off_goes_on(
+def test_an_interrupted_study_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: Path
 ) -> None:
     whole, count = train.train, 0
@@ -140,11 +134,11 @@ def test_a_study_that_was_broken_off_goes_on(
         return 130 if count == 2 else whole(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(train, "train", broken)
-    assert study.main("figure3", [*TINY, "--out", str(tmp_path)]) == 130
-    assert len(rows(tmp_path / "runs.csv")) == 1
+    assert command.main("figure3", [*TINY, "--out", str(tmp_path)]) == 130
+    assert len(collected.read_runs(tmp_path)) == 1
     monkeypatch.setattr(train, "train", whole)
-    assert study.main("figure3", [*TINY, "--out", str(tmp_path)]) == 0
-    assert rows(tmp_path / "curves.csv") == rows(done / "curves.csv")
+    assert command.main("figure3", [*TINY, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "curves.csv").read_text() == (done / "curves.csv").read_text()
 
 
 def test_runs_of_other_settings_are_not_taken_for_these(
@@ -152,12 +146,12 @@ def test_runs_of_other_settings_are_not_taken_for_these(
 ) -> None:
     words = [*TINY, "--out", str(done)]
     words[words.index("2_000")] = "4_000"
-    assert study.main("figure3", words) == 2
+    assert command.main("figure3", words) == 2
     said = capsys.readouterr().err
     assert "--steps 4_000: the run there has 2_000" in said
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(
+def test_a_run_that_another_process_holds_is_left_to_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "Catch-v0" / "soft_q"
@@ -165,8 +159,8 @@ def test_a_run_that_another_process_is_at_is_left_to_it(
     words = [*FEW, "--variants", "soft_q", "--out", str(tmp_path)]
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert study.main("figure3", words) == 2
-        assert "another process is at it" in capsys.readouterr().out
+        assert command.main("figure3", words) == 2
+        assert "another process is running it" in capsys.readouterr().out
         assert not (folder / "metrics.csv").exists()
 
 
@@ -174,23 +168,29 @@ def test_a_plan_runs_nothing_and_says_how_long(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--preset", "paper", "--plan", "--out", str(tmp_path / "none")]
-    assert study.main("figure3", words) == 0
+    assert command.main("figure3", words) == 0
     said = capsys.readouterr().out
     assert not (tmp_path / "none").exists()
     for word in ("80,000,000", "SpaceInvaders-v5", "6,720,000,000", "hours", "disk"):
         assert word in said
 
 
-def test_a_plan_reckons_with_the_rates_of_this_kind_of_device(
+def test_a_plan_uses_the_rates_of_this_kind_of_device(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {
-        "game": "CartPole-v1", "algorithm": "dqn", "seeds": "0 1", "disk_bytes": "4000000",
-        "steps_per_second": "2", "device": "cpu",
-    }  # fmt: skip
-    elsewhere = known | {"steps_per_second": "9999", "device": "another"}
-    monkeypatch.setattr(report, "measured", lambda: [known, elsewhere])
-    cell = study.cells(
+    known = pd.DataFrame(
+        {
+            "game": "CartPole-v1",
+            "algorithm": "dqn",
+            "seeds": "0 1",
+            "disk_bytes": 4_000_000,
+            "steps_per_second": [2, 9999],
+            "device": ["cpu", "another"],
+            "settings": "--tau 1",
+        }
+    )
+    monkeypatch.setattr(collected, "measured", lambda: known)
+    [cell] = runs.cells(
         STUDIES["figure3"],
         STUDIES["figure3"].presets["quick"],
         Path("none"),
@@ -199,23 +199,51 @@ def test_a_plan_reckons_with_the_rates_of_this_kind_of_device(
         seeds=[0, 1, 2],
         steps=2_400,
     )
-    study.main("figure3", [*TINY, "--plan"])
-    assert "not measured" in capsys.readouterr().out
-    known["algorithm"] = elsewhere["algorithm"] = "a2c"
-    study.main("figure3", [*TINY, "--plan"])
+    command.main("figure3", [*TINY, "--plan"])
+    said = capsys.readouterr().out
+    assert said.count("not measured") == 2
+    assert "0.00 + ?" in said
+    known["algorithm"] = "a2c"
+    command.main("figure3", [*TINY, "--plan"])
     said = capsys.readouterr().out
     assert "not measured" not in said
     # 2 seeds x 2,000 steps at 2 a second, twice.
     assert said.count("0.56") == 2
     assert "1.11" in said
-    assert study.cost(cell[0], [known, elsewhere], "cpu") == (2.0, 1.0, 6.0)
+    [cost] = plan.costs([cell], known, "cpu").itertuples(index=False)
+    assert cost == (2.0, 1.0, 6.0)
+
+
+def test_the_nearest_runs_are_of_the_game_then_the_algorithm_and_never_of_other_emulators() -> None:
+    known = pd.DataFrame(
+        [
+            ("Pong-v5", "a2c", 1, "--no-episodic-life"),
+            ("Pong-v5", "soft_q", 2, "--episodic-life"),
+            ("Breakout-v5", "soft_q", 4, "--episodic-life"),
+            ("Catch-v0", "soft_q", 8, ""),
+            ("Pong-v5", "soft_dqn_kl", 16, "--episodic-life"),
+        ],
+        columns=["game", "algorithm", "steps_per_second", "settings"],
+    ).assign(device="cpu", seeds="0", disk_bytes=1)
+
+    def rate(game: str, algorithm: str) -> float:
+        words = ("--game", game, "--algorithm", algorithm, "--steps", "1000")
+        cell = runs.Cell(game, "v", (0,), 1_000, words, Path("none"))
+        return plan.costs([cell], known, "cpu")["rate"].item()
+
+    assert rate("Breakout-v5", "soft_q") == 4
+    assert rate("Qbert-v5", "soft_q") == 3
+    assert rate("Pong-v5", "a2c_naive") == 1.5
+    assert rate("CartPole-v1", "a2c") == 8
+    assert rate("Seaquest-v5", "dqn") == 16
+    assert np.isnan(rate("Catch-v0", "dqn"))
 
 
 def test_errors_say_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert study.main("figure3", ["--preset", "quick", "--games", "Pong-v5"]) == 2
+    assert command.main("figure3", ["--preset", "quick", "--games", "Pong-v5"]) == 2
     assert "--steps as well" in capsys.readouterr().err
     words = [*TINY, "--collect", "--out", str(tmp_path)]
-    assert study.main("figure3", words) == 2
+    assert command.main("figure3", words) == 2
     assert "no run that has begun" in capsys.readouterr().err
     assert questions.main(["nonsense"]) == 2
     assert "weighting" in capsys.readouterr().err
@@ -238,60 +266,97 @@ def test_runs_may_be_the_beginning_of_longer_ones(
     short = dataclasses.replace(whole.presets["quick"], until={"Catch-v0": 1_000}, seeds=1)
     monkeypatch.setitem(STUDIES, "figure3", dataclasses.replace(whole, presets={"quick": short}))
     words = ["--preset", "quick", "--games", "Catch-v0", "--variants", "soft_q"]
-    assert study.main("figure3", [*words, "--out", str(tmp_path)]) == 0
-    [run] = rows(tmp_path / "runs.csv")
-    assert (run["steps"], run["of_steps"]) == ("896", "1000")  # updates of 128
-    assert "--steps 50000" in run["settings"]
-    [cell] = study.cells(whole, short, tmp_path, games=["Catch-v0"], variants=["soft_q"])
+    assert command.main("figure3", [*words, "--out", str(tmp_path)]) == 0
+    [run] = collected.read_runs(tmp_path).itertuples()
+    assert (run.steps, run.of_steps) == (896, 1000)  # updates of 128
+    assert "--steps 50000" in run.settings
+    [cell] = runs.cells(whole, short, tmp_path, games=["Catch-v0"], variants=["soft_q"])
     assert cell.finished
-    _, data, _ = report.load("figure3", tmp_path)
-    assert data["Catch-v0", "soft_q"].steps[-1] == 896
+    found = curves.load(whole, tmp_path)
+    assert found.curves["Catch-v0", "soft_q"].steps[-1] == 896
 
 
 def made(*seeds: str, steps: int = 10, words: str = "--x 1") -> Collected:
+    """Of "0 1", a run of two seeds."""
     cell = {"game": "G", "variant": "v"}
-    curves = [cell | {"seed": s, "step": str(i)} for s in seeds for i in range(1, steps + 1)]
-    runs = [cell | {"seeds": s, "steps": str(steps), "settings": words} for s in seeds]
-    return Collected(curves, runs)
+    curves = [
+        cell | {"seed": int(seed), "step": i}
+        for together in seeds
+        for seed in together.split()
+        for i in range(1, steps + 1)
+    ]
+    runs = [cell | {"seeds": s, "steps": steps, "settings": words} for s in seeds]
+    return Collected(pd.DataFrame(curves), pd.DataFrame(runs))
 
 
-def test_machines_add_to_results_in_turn() -> None:
+def assert_same(found: Collected, expected: Collected) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_machines_add_to_results_one_after_another() -> None:
     found = collected.together(made("2", "1"), made("0"))
-    assert found == made("0", "1", "2")
-    assert collected.together(found, made("0", "1", "2")) == found
+    assert_same(found, made("0", "1", "2"))
+    assert_same(collected.together(found, made("0", "1", "2")), found)
+    assert_same(collected.together(made("10"), made("2")), made("2", "10"))
+
+
+def test_games_and_variants_stay_in_their_order() -> None:
+    old, new = made("0"), made("1")
+    of = {"game": "A", "variant": "a"}
+    both = Collected(*(pd.concat([x, x.assign(**of)]) for x in old))
+    found = collected.together(new, both)
+    assert found.runs["game"].tolist() == ["G", "G", "A"]
+    assert found.curves["game"].unique().tolist() == ["G", "A"]
 
 
 @pytest.mark.parametrize("new", [4, 20])
 def test_of_a_seed_that_was_run_twice_the_longer_is_kept(new: int) -> None:
     found = collected.together(made("1", steps=new), made("0", "1"))
-    assert found.runs == [*made("0").runs, *made("1", steps=max(new, 10)).runs]
-    assert found.curves == [*made("0").curves, *made("1", steps=max(new, 10)).curves]
+    expected = zip(made("0"), made("1", steps=max(new, 10)), strict=True)
+    assert_same(found, Collected(*(pd.concat(x, ignore_index=True) for x in expected)))
+
+
+def test_seeds_that_were_run_together_are_kept_apart_where_one_was_run_longer() -> None:
+    found = collected.together(made("1", steps=20), made("0 1 2"))
+    assert found.runs["seeds"].tolist() == ["0 2", "1"]
+    lengths = found.curves.groupby("seed")["step"].agg(["max", "count"])
+    assert lengths.to_numpy().tolist() == [[10, 10], [20, 20], [10, 10]]
 
 
 def test_runs_of_other_settings_are_not_put_together() -> None:
-    with pytest.raises(ConfigError, match=r"--x 2[\s\S]*--results"):
+    with pytest.raises(ConfigError, match=r"--x 1[\s\S]*--x 2[\s\S]*--results"):
         collected.together(made("1", words="--x 2"), made("0"))
+
+
+def test_texts_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    curves, runs = made("0")
+    runs = runs.assign(commit="1e10", jax="0.10", device="cpu", variant="007")
+    collected.write(tmp_path, Collected(curves, runs))
+    pd.testing.assert_frame_equal(collected.read_runs(tmp_path), runs)
 
 
 def test_results_keep_the_runs_of_others(done: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     one = [*FEW, "--variants", "soft_q", "--out", str(done), "--collect"]
-    assert study.main("figure3", [*one, "--results", str(results)]) == 0
-    before = rows(results / "curves.csv")
+    assert command.main("figure3", [*one, "--results", str(results)]) == 0
+    before = collected.read(results).curves
     mine = ["--preset", "quick", "--games", "Catch-v0", "--steps", "2_000", "--seeds", "2", "3"]
     mine += ["--variants", "soft_q", "--out", str(tmp_path / "mine"), "--results", str(results)]
-    assert study.main("figure3", mine) == 0
-    after = rows(results / "curves.csv")
-    assert [row for row in after if row["seed"] in ("0", "1")] == before
-    assert {row["seed"] for row in after} == {"0", "1", "2", "3"}
-    _, data, _ = report.load("figure3", results)
-    assert len(data["Catch-v0", "soft_q"].seeds) == 4
+    assert command.main("figure3", mine) == 0
+    after = collected.read(results).curves
+    assert set(after["seed"]) == {0, 1, 2, 3}
+    by_seed = before.sort_values(["seed", "step"], ignore_index=True)
+    kept = after[after["seed"] < 2].sort_values(["seed", "step"], ignore_index=True)
+    pd.testing.assert_frame_equal(kept, by_seed)
+    found = curves.load(STUDIES["figure3"], results)
+    assert len(found.curves["Catch-v0", "soft_q"].seeds) == 4
 
 
 def test_a_finished_run_is_known_from_its_files(done: Path) -> None:
     quick = STUDIES["figure3"].presets["quick"]
     which = {"games": ["Catch-v0"], "seeds": [0, 1], "variants": ["soft_q"]}
-    [cell] = study.cells(STUDIES["figure3"], quick, done, **which, steps=2_000)
+    [cell] = runs.cells(STUDIES["figure3"], quick, done, **which, steps=2_000)
     about = json.loads((cell.out / "run.json").read_text())
     assert cell.done == about["sessions"][-1]["to_step"]
     assert cell.finished
