@@ -31,7 +31,7 @@ bench: ## Measure, in ten minutes on two cores, and compare with the committed r
 	$(BIN)/python -m benchmarks.memory --json build/bench/memory_cpu.json
 	$(BIN)/python -m benchmarks.regression build/bench
 
-results: ## Make every table and figure of the experiments again from the committed CSVs
+results: ## Make every table and figure of the experiments from the committed CSVs
 	@$(SETUP) train
 	$(BIN)/python -m experiments.report.publish
 
