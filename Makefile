@@ -10,11 +10,18 @@ STEPS ?= 300_000
 # Test processes.
 JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
+# JAX's newest release drops old Pythons, so the newest of these.
+NEWEST_PYTHON ?= $(or $(PYTHON),$(shell for p in python3.14 python3.13 python3.12; do $$p -c '' 2>/dev/null && echo $$p && break; done))
+NEWEST := build/newest
+# What reads JAX's programs or adds to its primitives.
+READERS := tests/core/test_jax_shim.py tests/natural/test_gram.py tests/agents/test_convolution.py \
+	tests/agents/test_networks.py tests/agents/test_reuse.py
+
 BIN := $(VENV)/bin
 SETUP := sh .ci/setup "$(VENV)" "$(PYTHON)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench results test test-slow lint format docs hooks wheel constraints clean
+.PHONY: help run bench results test test-slow test-newest lint format docs hooks wheel constraints clean
 
 help: ## Print the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,9 +32,9 @@ run: ## Set up, train soft Q and A2C on GAME for STEPS, compare
 
 bench: ## Measure, in ten minutes on two cores, and compare with the committed results
 	@$(SETUP) bench
-	$(BIN)/python -m benchmarks.gradient_throughput --json build/bench/gradient_throughput_cpu.json
-	$(BIN)/python -m benchmarks.natural_gradient --json build/bench/natural_gradient_cpu.json
-	$(BIN)/python -m benchmarks.training_throughput --json build/bench/training_throughput_cpu.json
+	$(BIN)/python -m benchmarks.losses --json build/bench/losses_cpu.json
+	$(BIN)/python -m benchmarks.natural --json build/bench/natural_cpu.json
+	$(BIN)/python -m benchmarks.training --json build/bench/training_cpu.json
 	$(BIN)/python -m benchmarks.memory --json build/bench/memory_cpu.json
 	$(BIN)/python -m benchmarks.regression build/bench
 
@@ -42,13 +49,18 @@ test-slow: ## Run the slow tests
 	@$(SETUP) dev
 	$(BIN)/python -m pytest -m slow
 
+test-newest: ## Test what reads JAX's inside on its newest release, in an environment of its own
+	@CONSTRAINTS=/dev/null sh .ci/setup $(NEWEST) "$(NEWEST_PYTHON)" train
+	$(NEWEST)/bin/python -m pip install --upgrade flax hypothesis jax pytest
+	$(NEWEST)/bin/python -m pytest $(READERS)
+
 lint: ## Lint, check the format and the types
 	@$(SETUP) dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: ## Fix what the linter can, and format
+format: ## Mend what the linter can, and format
 	@$(SETUP) dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -65,7 +77,7 @@ wheel: ## Build the wheel into dist/
 	@$(SETUP) dev
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
-constraints: ## Pin the newest versions, for every supported Python
+constraints: ## Pin the newest versions anew, for every supported Python
 	@$(SETUP) dev
 	$(BIN)/python -m pip install --upgrade uv
 	@echo "# Pinned versions for every extra on Python 3.11 to 3.13; made by 'make constraints'." > $(VENV)/constraints.txt

@@ -1,0 +1,1 @@
+"""Benchmarks: losses, training, natural gradients, recurrences, memory, each beside its peers."""

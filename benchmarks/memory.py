@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness, natural_gradient
-from benchmarks.training_throughput import Size, learner, pool
+from benchmarks import harness, natural
+from benchmarks.training import Size, config
+from jaxsoft.cli import assembly
 from jaxsoft.training.launch import keep_pages
-from jaxsoft.training.loop import GraphLoop, initial
+from jaxsoft.training.loop import initial
 
 Row = dict[str, Any]
 FRAME = 84 * 84
@@ -45,35 +46,34 @@ def row(what: str, must: int, peak: int) -> Row:
 
 
 def training(size: Size) -> list[Row]:
-    loop = GraphLoop(pool(size), learner(size), length=size.length)
-    state, actors = jax.eval_shape(lambda: initial(loop.learner, (0,))), loop.start()
+    loop = assembly.loop(config(size), driver="graph")
+    state, actors = jax.eval_shape(lambda: initial(loop.agent, (0,))), loop.start()
     name = f"{size.algorithm}, {size.num_envs} x {size.length}"
     # A frame for each step, and those below the first in its stack; action, reward and ends.
     rollout = size.num_envs * ((size.length + 4) * FRAME + size.length * 16)
     collect = loop._collected.lower(state, actors).compile()
     update = loop._run.lower(state, actors, 1).compile()
-    learning = nbytes(state.learner) + nbytes(state.learner.params)
+    learning = nbytes(state.agent) + nbytes(state.agent.params)
     return [
-        row(f"{name}: a rollout", rollout, held(collect) - nbytes(state.learner)),
+        row(f"{name}: a rollout", rollout, held(collect) - nbytes(state.agent)),
         row(f"{name}: an update", rollout + learning, held(update)),
     ]
 
 
 def replay(transitions: int) -> list[Row]:
     size = Size("Pong-v5", "dqn", 8, 4, 1)
-    one = learner(size, capacity=transitions)
-    loop = GraphLoop(pool(size), one, length=size.length)
-    state = jax.eval_shape(lambda: initial(one, (0,)))
+    loop = assembly.loop(config(size, capacity=transitions), driver="graph")
+    state = jax.eval_shape(lambda: initial(loop.agent, (0,)))
     must = transitions * FRAME
     update = loop._run.lower(state, loop.start(), 1).compile()
     return [
-        row(f"replay of {transitions:,}: at rest", must, nbytes(state.learner.replay)),
+        row(f"replay of {transitions:,}: at rest", must, nbytes(state.agent.replay)),
         row(f"replay of {transitions:,}: in an update", must, held(update)),
     ]
 
 
-def natural(batch: int, solver: str) -> Row:
-    case = natural_gradient.Case("Nature CNN", batch)
+def a_natural_gradient(batch: int, solver: str) -> Row:
+    case = natural.Case("Nature CNN", batch)
 
     def plain(params: Any) -> Any:
         return jax.grad(lambda p: case.log_prob(p).mean())(params)
@@ -97,7 +97,7 @@ def main() -> None:
         rows += training(Size("Pong-v5", "a2c", 256, 32, 1))
     rows += replay(10_000 if given.quick else 1_000_000)
     for batch in (80,) if given.quick else (80, 256):
-        rows += [natural(batch, solver) for solver in ("plain gradient", "gram", "cg")]
+        rows += [a_natural_gradient(batch, solver) for solver in ("plain gradient", "gram", "cg")]
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows.append({"what": "host process, compilation included", "peak_bytes": peak})
     print(f"host process, compilation included: {peak / 1e6:,.0f} MB")

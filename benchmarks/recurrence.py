@@ -3,7 +3,7 @@
     python -m benchmarks.recurrence [--json FILE] [--quick | --full]
 
 The library takes the sequential scan on a CPU, an associative scan elsewhere, and doubling for
-windows (`jaxsoft.returns._suffix_sums`). The other candidates live here only.
+windows (`jaxsoft._recurrence.suffix_sums`). The other candidates live here only.
 """
 
 import functools
@@ -16,9 +16,10 @@ import numpy as np
 from jax import Array
 
 from benchmarks import harness
-from jaxsoft import returns
+from jaxsoft import _recurrence
 
 Recurrence = Callable[[Array, Array], Array]
+Pair = tuple[Array, Array]
 
 
 def unrolled(x: Array, c: Array) -> Array:
@@ -38,7 +39,7 @@ def scan_unrolled(x: Array, c: Array, unroll: int) -> Array:
 
 def vmapped_scan(x: Array, c: Array) -> Array:
     """One trajectory at a time under vmap, as per-trajectory libraries are used."""
-    return jax.vmap(returns._by_scan, 1, 1)(x, c)
+    return jax.vmap(_recurrence.by_scan, 1, 1)(x, c)
 
 
 def horner(x: Array, c: Array, window: int) -> Array:
@@ -71,39 +72,39 @@ def blocked(x: Array, c: Array, window: int) -> Array:
     pad = [(0, blocks * window - length), (0, 0)]
     x, c = (jnp.pad(a, pad).reshape(blocks, window, batch).swapaxes(0, 1) for a in (x, c))
 
-    def backward(state: tuple[Array, Array], inputs: tuple[Array, Array]):
+    def backward(state: Pair, inputs: Pair) -> tuple[Pair, Pair]:
         state = inputs[0] + inputs[1] * state[0], inputs[1] * state[1]
         return state, state
 
-    def forward(state: tuple[Array, Array], inputs: tuple[Array, Array]):
+    def forward(state: Pair, inputs: Pair) -> tuple[Pair, Array]:
         return (state[0] + state[1] * inputs[0], state[1] * inputs[1]), state[0]
 
     zero, one = jnp.zeros_like(x[0]), jnp.ones_like(x[0])
     _, (ends, products) = jax.lax.scan(backward, (zero, one), (x, c), reverse=True)
     _, starts = jax.lax.scan(forward, (zero, one), (x, c))
     following = jnp.concatenate([starts[:, 1:], jnp.zeros_like(starts[:, :1])], axis=1)
-    sums = ends + products * following
+    sums: Array = ends + products * following
     return sums.swapaxes(0, 1).reshape(blocks * window, batch)[:length]
 
 
 def whole(length: int) -> dict[str, Recurrence]:
     candidates: dict[str, Recurrence] = {
-        "scan": returns._by_scan,
+        "scan": _recurrence.by_scan,
         "scan, unroll 8": functools.partial(scan_unrolled, unroll=8),
-        "associative": returns._by_associative_scan,
-        "doubling": functools.partial(returns._by_doubling, window=length),
+        "associative": _recurrence.by_associative_scan,
+        "doubling": functools.partial(_recurrence.by_doubling, window=length),
         "scan under vmap": vmapped_scan,
-        "library": returns._suffix_sums,
+        "library": _recurrence.suffix_sums,
     }
     return candidates | ({"unrolled": unrolled} if length <= 128 else {})
 
 
 def windowed(window: int) -> dict[str, Recurrence]:
     candidates: dict[str, Recurrence] = {
-        "doubling": functools.partial(returns._by_doubling, window=window),
+        "doubling": functools.partial(_recurrence.by_doubling, window=window),
         "carried": functools.partial(carried, window=window),
         "blocked": functools.partial(blocked, window=window),
-        "library": functools.partial(returns._suffix_sums, window=window),
+        "library": functools.partial(_recurrence.suffix_sums, window=window),
     }
     return candidates | (
         {"horner": functools.partial(horner, window=window)} if window <= 32 else {}
@@ -112,9 +113,9 @@ def windowed(window: int) -> dict[str, Recurrence]:
 
 def main() -> None:
     args = harness.arguments("Evaluations of the linear recurrence under all returns.")
-    lengths, batches, windows, repetitions = (5, 32, 128, 1024), (16, 256, 4096), (5, 20, 128), 9
+    lengths, batches, windows, repetitions = [5, 32, 128, 1024], [16, 256, 4096], [5, 20, 128], 9
     if args.quick:
-        lengths, batches, windows, repetitions = (5, 128), (16, 256), (5,), 5
+        lengths, batches, windows, repetitions = [5, 128], [16, 256], [5], 5
     rows = []
     for length, batch in itertools.product(lengths, batches):
         rng = np.random.default_rng(0)

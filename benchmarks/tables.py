@@ -203,22 +203,22 @@ def scaling(rows: list[Row]) -> str:
 
 # The name of a section of the page -> the file of results, and what makes a table of it.
 TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
-    "losses": ("gradient_throughput_cpu", losses),
+    "losses": ("losses_cpu", losses),
     "memory": ("memory_cpu", memory),
-    "natural_cost": ("natural_gradient_cpu", natural_cost),
-    "natural_damping": ("natural_gradient_cpu", natural_damping),
-    "natural_descent": ("natural_gradient_cpu", natural_descent),
-    "network": ("gradient_throughput_cpu", network),
-    "recurrence": ("recurrence", recurrence),
-    "returns": ("gradient_throughput_cpu", returns),
-    "training_budget": ("training_throughput_cpu", budget),
-    "training_peers": ("training_throughput_cpu", peers),
-    "training_scaling": ("training_throughput_cpu", scaling),
+    "natural_cost": ("natural_cpu", natural_cost),
+    "natural_damping": ("natural_cpu", natural_damping),
+    "natural_descent": ("natural_cpu", natural_descent),
+    "network": ("losses_cpu", network),
+    "recurrence": ("recurrence_cpu", recurrence),
+    "returns": ("losses_cpu", returns),
+    "training_budget": ("training_cpu", budget),
+    "training_peers": ("training_cpu", peers),
+    "training_scaling": ("training_cpu", scaling),
 }
 
 
 def filled(text: str) -> str:
-    """The page with every `<!-- table: NAME -->` section made anew."""
+    """The page with every `<!-- table: NAME -->` section made again."""
     for name, (file, table) in TABLES.items():
         result = json.loads((RESULTS / f"{file}.json").read_text())
         machine = result["machine"]

@@ -50,11 +50,10 @@ def play(params, key):
 
 def loss(params, observations, actions, rewards, discounts, step_loss):
     v, log_pi = network(params, observations)  # at T + 1 states
-    kl = jaxsoft.kl_to_prior(log_pi)
-    deltas = jaxsoft.td_errors(rewards, discounts, v[:-1], v[1:], kl[:-1], TAU)
-    advantages = jaxsoft.n_step_advantages(deltas, discounts, n=5)
-    targets = jaxsoft.soft_q_targets(advantages, v[:-1], kl[:-1], TAU)
-    return step_loss(v[:-1], log_pi[:-1], actions, targets, TAU).mean()
+    targets = jaxsoft.n_step_soft_q_targets(
+        v, jaxsoft.kl_to_prior(log_pi[:-1]), rewards, discount_t=discounts, tau=TAU, n=5
+    )
+    return step_loss(v[:-1], log_pi[:-1], actions, target_t=targets, tau=TAU).mean()
 
 
 @functools.partial(jax.jit, static_argnames="step_loss")

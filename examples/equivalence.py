@@ -5,6 +5,8 @@ one rollout with `jaxsoft.check_equivalence`: as the theorem wants it, and with 
 broken in turn.
 """
 
+from typing import Any
+
 import catch
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,14 @@ def compare(**changes):
     @jax.jit
     def check(params, observations, actions, rewards, discounts):
         return jaxsoft.check_equivalence(
-            catch.network, params, observations, actions, rewards, discounts, TAU, **changes
+            catch.network,
+            params,
+            observations,
+            actions,
+            r_t=rewards,
+            discount_t=discounts,
+            tau=TAU,
+            **changes,
         )
 
     return check
@@ -64,14 +73,14 @@ def show_preconditions(params, key):
         return jnp.where(jnp.abs(error) < 0.1, error**2 / 2, 0.1 * (jnp.abs(error) - 0.05))
 
     shown = "actions ε-greedy, ε = 0.1"
-    cases = {
+    cases: dict[str, dict[str, Any]] = {
         "none: as the theorem wants it": {},
         "actions uniform": {"behaviour_log_pi": uniform},
         shown: {"behaviour_log_pi": greedy},
         "actions at temperature 2τ": {"behaviour_log_pi": hotter},
         "target differentiated": {"target": moving_target},
         "value target differentiated": {"value_target": moving_target},
-        "Huber in the place of the square": {"error_loss": huber},
+        "Huber instead of the square": {"error_loss": huber},
     }
     print("\nPrecondition broken                   expected difference   weighted by π/μ   noticed")
     for name, changes in cases.items():

@@ -2,9 +2,9 @@
 
 import sys
 
-from experiments.engine import study
+from experiments import command
 from jaxsoft.training.launch import keep_pages
 
 if __name__ == "__main__":
     keep_pages()
-    sys.exit(study.main("figure3"))
+    sys.exit(command.main("figure3"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from experiments.engine import study
+from experiments import command
 from experiments.studies import STUDIES
 from jaxsoft.training.launch import keep_pages
 
@@ -23,7 +23,7 @@ def main(words: Sequence[str] | None = None) -> int:
         )
         print(text, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    return study.main(words[0], words[1:], prog=f"python -m experiments.questions {words[0]}")
+    return command.main(words[0], words[1:], prog=f"python -m experiments.questions {words[0]}")
 
 
 if __name__ == "__main__":

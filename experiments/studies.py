@@ -10,14 +10,14 @@ __all__ = ["BEST", "GRADIENTS", "OPTIMISERS", "STUDIES", "Preset", "Study", "Var
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the things compared.
+    """One of the methods that are compared.
 
     Attributes:
       label: in plots and tables.
-      words: settings of `experiments.train`, the algorithm among them.
+      words: flags of the training command, the algorithm among them.
       line: of a sweep, the line that it is a point of.
-      x: of a sweep, where on the line.
-      by_game: further settings on a game.
+      x: of a sweep, its place on the line.
+      by_game: game -> further flags.
     """
 
     label: str
@@ -33,12 +33,12 @@ class Preset:
 
     Attributes:
       about: when to choose it.
-      steps: agent steps of every seed, of each game, which set the schedules.
+      steps: game -> agent steps of every seed, which set the schedules.
       seeds: how many.
-      together: whether one program trains all seeds of a variant, side by side. Otherwise they
-        are runs of their own, the first seed of everything before the second of anything.
-      words: settings of all variants.
-      until: of each game, the steps to stop at if those are not all.
+      together: whether one program trains all seeds of a variant side by side. Otherwise each is
+        a run, and the first seed of all variants comes before the second of any.
+      words: flags for all variants.
+      until: game -> steps to stop at, where those are not all.
     """
 
     about: str
@@ -65,8 +65,8 @@ class Study:
       against: the variant that the others are compared with.
       measures: columns of the curves that are drawn and tabulated.
       x_label: of a sweep.
-      x_marks: of a sweep, what some places on its axis are.
-      goals: a return, of each game, to count the steps to.
+      x_marks: of a sweep, what some places on its axis stand for.
+      goals: game -> a return to count the steps to.
       by_time: whether the curves are also drawn over time.
     """
 
@@ -94,13 +94,13 @@ PAPER_GAMES = (
 _TWO = ("Pong-v5", "Breakout-v5")
 _SMALL = {"Catch-v0": 50_000, "CartPole-v1": 100_000, "FrozenLake-v1": 150_000}
 _PAIR = {"Catch-v0": 50_000, "CartPole-v1": 100_000}
-# The paper's step and optimiser learn nothing in a few million steps; these do.
+# The paper's step size and optimiser learn nothing in a few million steps; these do.
 _SHORT = "--num-envs 8 --rollout-length 10 --centred --optimiser adam --learning-rate 5e-4"
 _QUICK = "minutes: small games, where thirty seeds train side by side"
 _GPU = "what one H200 with 16 cores is expected to do in thirty minutes; not yet run"
 _PROTOCOL = "the protocol of §6 in full"
 _CPU = "hours on two cores: Atari, shorter and at larger steps than the paper's"
-# How far of three million steps: about half an hour of one core a run.
+# Of three million steps: about half an hour per run on one core.
 _UNTIL = {"Pong-v5": 1_400_000, "Breakout-v5": 1_000_000}
 
 
@@ -124,9 +124,9 @@ def _quick(steps: Mapping[str, int], seeds: int = 30) -> dict[str, Preset]:
     return {"quick": Preset(_QUICK, steps, seeds)}
 
 
-def _sweep(lines: Mapping[str, tuple[str, str]], flag: str, values: tuple[float, ...]) -> dict[
-    str, Variant
-]:  # fmt: skip
+def _sweep(
+    lines: Mapping[str, tuple[str, str]], flag: str, values: tuple[float, ...]
+) -> dict[str, Variant]:
     """Variants `name_value`, of lines name -> (label, words)."""
     return {
         f"{name}_{value:g}": Variant(
@@ -151,7 +151,7 @@ _Q, _PI = (
     "--algorithm nstep_soft_q --rollout-length 16 --optimiser",
     "--algorithm a2c --rollout-length 16 --optimiser",
 )
-# Name -> label, settings, steps to try.
+# Name -> label, flags, step sizes to try.
 OPTIMISERS = {
     "q_rmsprop": ("Q head, RMSProp", f"{_Q} rmsprop", (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
     "q_adam": ("Q head, Adam", f"{_Q} adam", (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)),
@@ -164,7 +164,7 @@ OPTIMISERS = {
         (0.25, 0.5, 1.0, 2.0),
     ),
 }
-# By the study "steps": of each game, the largest mean return of the run.
+# By the study "steps": the step size of the largest mean return over the run.
 BEST = {
     "q_rmsprop": {"Catch-v0": 1.0, "CartPole-v1": 3.0},
     "q_adam": {"Catch-v0": 0.01, "CartPole-v1": 0.0003},
@@ -226,10 +226,7 @@ STUDIES: dict[str, Study] = {
             ),
         },
         _on_policy(60),
-        pairs=(
-            ("policy_gradient", "soft_q"),
-            ("policy_gradient_unscaled", "soft_q_unscaled"),
-        ),
+        pairs=(("policy_gradient", "soft_q"), ("policy_gradient_unscaled", "soft_q_unscaled")),
         against="policy_gradient",
     ),
     "weighting": Study(
@@ -324,7 +321,7 @@ STUDIES: dict[str, Study] = {
     ),
 }
 
-# Their runs end in other numbers than curves: `experiments.gradients`.
+# Measured along its runs by `experiments.gradients`, not by their curves.
 GRADIENTS = Study(
     "Soft Q-learning's and policy gradient's gradients along runs",
     {

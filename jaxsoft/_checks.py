@@ -1,12 +1,13 @@
 """Mistakes in shape, rank and dtype, caught at the public functions.
 
-Every message says what was given, what was expected and how to mend it. Checks read static
-properties only, except that hyperparameters and actions which are concrete (not being traced)
-are also checked for their values.
+Every message is a sentence on what must hold and what was given, and one on how to fix it. Checks
+read static properties only, except that hyperparameters and actions which are concrete (not being
+traced) are also checked for their values.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -16,8 +17,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 
-def fail(function: str, given: str, expected: str, mend: str) -> ValueError:
-    return ValueError(f"jaxsoft.{function}: given {given}; expected {expected}. {mend}")
+def sentence(function: str, given: str, expected: str, fix: str) -> str:
+    return f"{function}: expected {expected}, got {given}. {fix}"
+
+
+def fail(function: str, given: str, expected: str, fix: str) -> ValueError:
+    """The error to raise for a shape or a value."""
+    return ValueError(sentence(function, given, expected, fix))
 
 
 def concrete(x: object) -> bool:
@@ -31,8 +37,12 @@ def floating(function: str, name: str, x: ArrayLike) -> Array:
     array = jnp.asarray(x)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
-            f"jaxsoft.{function}: given `{name}` of dtype {array.dtype}; expected a floating "
-            f"dtype. Cast it: {name}.astype(jnp.float32)."
+            sentence(
+                function,
+                str(array.dtype),
+                f"{name} to have a floating dtype",
+                f"Cast it: {name}.astype(jnp.float32).",
+            )
         )
     return array
 
@@ -40,81 +50,76 @@ def floating(function: str, name: str, x: ArrayLike) -> Array:
 def at_least(function: str, name: str, x: ArrayLike, bound: float) -> None:
     """A hyperparameter that is concrete must not be below `bound`, nor NaN."""
     if concrete(x) and not bool(np.all(np.asarray(x) >= bound)):
-        raise fail(
-            function,
-            f"`{name}` = {x}",
-            f"{name} >= {bound:g}",
-            f"Pass a {name} of at least {bound:g}.",
-        )
+        raise fail(function, str(x), f"{name} >= {bound:g}", f"Raise {name} to {bound:g} or more.")
 
 
 def count(function: str, name: str, n: object) -> int:
     """A static count of at least one."""
     if isinstance(n, (bool, np.bool_)) or not isinstance(n, (int, np.integer)):
         raise TypeError(
-            f"jaxsoft.{function}: given `{name}` = {n!r} of type {type(n).__name__}; expected a "
-            f"Python int, since it fixes the program's structure. Mark it static "
-            f"(static_argnames={name!r}) where the call is jitted."
+            sentence(
+                function,
+                f"{n!r} of type {type(n).__name__}",
+                f"{name} to be a Python int, since it fixes the program's structure",
+                f"Where the call is jitted, make it static: static_argnames={name!r}.",
+            )
         )
     if n < 1:
-        raise fail(
-            function, f"`{name}` = {n}", f"{name} >= 1", "One step is the shortest lookahead."
-        )
+        raise fail(function, str(n), f"{name} >= 1", f"Raise {name} to 1 or more.")
     return int(n)
 
 
 def common_shape(function: str, **arrays: Array) -> tuple[int, ...]:
-    """The common shape [T, ...] of per-step arrays; scalars go with every shape."""
+    """The common shape [T, ...] of per-step arrays; scalars fit every shape."""
     shapes = {name: x.shape for name, x in arrays.items() if x.ndim}
-    given = ", ".join(f"`{name}` {list(shape)}" for name, shape in shapes.items())
     if not shapes:
         raise fail(
             function,
-            "scalars only (" + ", ".join(f"`{name}`" for name in arrays) + ")",
-            "arrays whose axis 0 is time, [T, ...]",
+            "scalars alone",
+            f"one of {', '.join(arrays)} to be an array [T, ...], whose axis 0 is time",
             "Add the time axis: x[None].",
         )
-    if len({len(shape) for shape in shapes.values()}) > 1:
-        raise fail(
-            function,
-            given,
-            "the same number of axes everywhere, axis 0 being time",
-            "Add the missing axes explicitly, e.g. x[:, None] for a [T] array beside [T, B].",
-        )
-    if len({shape[0] for shape in shapes.values()}) > 1:
-        raise fail(
-            function,
-            given,
-            "the same length T along axis 0 (time)",
-            "T transitions take x[:-1] for their starts (`_tm1`) and x[1:] for their ends (`_t`) "
-            "of the T + 1 states' values.",
-        )
-    try:
-        return np.broadcast_shapes(*shapes.values())
-    except ValueError:
-        raise fail(
-            function,
-            given,
-            "batch axes that are equal or 1",
-            "Check which axes are batch axes.",
-        ) from None
+    for (one, x), (other, y) in itertools.combinations(shapes.items(), 2):
+        if len(x) != len(y):
+            raise fail(
+                function,
+                f"{list(x)} and {list(y)}",
+                f"{one} and {other} to have the same number of axes, of which axis 0 is time",
+                "Add the missing axes explicitly, e.g. x[:, None] for a [T] array beside [T, B].",
+            )
+        if x[0] != y[0]:
+            raise fail(
+                function,
+                f"{x[0]} and {y[0]}",
+                f"{one} and {other} to have the same length along time",
+                "For values at T + 1 states pass v_tm1=v[:-1] and v_t=v[1:].",
+            )
+        if any(m != n and 1 not in (m, n) for m, n in zip(x, y, strict=True)):
+            raise fail(
+                function,
+                f"{list(x)} and {list(y)}",
+                f"{one} and {other} to have batch axes that are equal or 1",
+                "Check which axes are batch axes.",
+            )
+    return np.broadcast_shapes(*shapes.values())
 
 
 def action_values(function: str, name: str, x: Array, *, time: bool = True) -> None:
     """Values are [..., A], or [T, ..., A] where there must be a time axis."""
     if x.ndim < 1 + time:
-        axes, mend = ("[T, ..., A]", "x[None]") if time else ("[..., A]", "jnp.stack(values)")
+        axes, first = ("[T, ..., A]", "axis 0 is time and ") if time else ("[..., A]", "")
+        fix = "x[None]" if time else "jnp.stack(values)"
         raise fail(
             function,
-            f"`{name}` {list(x.shape)}",
-            f"{axes}: {'axis 0 is time and ' if time else ''}the last axis is actions",
-            f"Add the missing axis: {mend}.",
+            str(list(x.shape)),
+            f"{name} to be {axes}, where {first}the last axis is actions",
+            f"Add the missing axis: {fix}.",
         )
     if x.shape[-1] == 0:
         raise fail(
             function,
-            f"`{name}` {list(x.shape)}",
-            "at least one action along the last axis",
+            str(list(x.shape)),
+            f"{name} to have at least one action along the last axis",
             "Check the network's number of outputs.",
         )
 
@@ -126,9 +131,9 @@ def states(function: str, name: str, x: ArrayLike, step_name: str, step: ArrayLi
     if not steps or array.ndim == 0 or array.shape[0] != steps[0] + 1:
         raise fail(
             function,
-            f"`{name}` {list(array.shape)} beside `{step_name}` {list(jnp.shape(step))}",
-            "T + 1 entries along axis 0 for T transitions: the states before and after each",
-            "Evaluate the network on the rollout's observations and the one after the last.",
+            f"{list(array.shape)} and {list(jnp.shape(step))}",
+            f"{name} to have one more entry along time than {step_name}",
+            "Evaluate the network at all T + 1 states: those of the T actions and the one after.",
         )
     return array
 
@@ -138,23 +143,27 @@ def actions(function: str, name: str, a: ArrayLike, values_name: str, values: Ar
     array = jnp.asarray(a)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
-            f"jaxsoft.{function}: given `{name}` of dtype {array.dtype}; expected integer action "
-            f"indices. Cast them: {name}.astype(jnp.int32)."
+            sentence(
+                function,
+                str(array.dtype),
+                f"{name} to be integer action indices",
+                f"Cast them: {name}.astype(jnp.int32).",
+            )
         )
     if array.shape != values.shape[:-1]:
         raise fail(
             function,
-            f"`{name}` {list(array.shape)} beside `{values_name}` {list(values.shape)}",
-            f"`{name}` {list(values.shape[:-1])}, one action a step",
-            f"`{values_name}` has one more axis than `{name}`, the actions, and the same others.",
+            f"{list(array.shape)} and {list(values.shape)}",
+            f"{name} [T, ...] to hold one action per step of {values_name} [T, ..., A]",
+            f"{values_name} has one more axis than {name}, the actions, and the same others.",
         )
     if concrete(a) and array.size:
         low, high = int(np.min(np.asarray(a))), int(np.max(np.asarray(a)))
         if low < 0 or high >= values.shape[-1]:
             raise fail(
                 function,
-                f"`{name}` from {low} to {high}",
-                f"indices from 0 to {values.shape[-1] - 1}, the last axis of `{values_name}`",
+                f"indices from {low} to {high}",
+                f"{name} to index the {values.shape[-1]} actions of {values_name}",
                 "Check the order of the arguments and the number of actions.",
             )
     return array

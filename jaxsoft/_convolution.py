@@ -1,4 +1,4 @@
-"""A convolution that is quick on a CPU, with its gradients, inside loops and conditions too.
+"""A convolution that is fast on a CPU, with its gradients, inside loops and conditions too.
 
 XLA computes a convolution on a CPU by matrix products over both operands' blocks only where its
 axes lie as [N, H, W, C] * [k, k, C, F] -> [N, H', W', F]. JAX's gradients of it have them in other
@@ -15,11 +15,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from jaxsoft import _jax
 
 __all__ = ["NAME", "convolve"]
 
@@ -40,27 +39,25 @@ _PARAMS: dict[str, Any] = {
 
 def convolve(x: Array, w: Array) -> Array:
     """Their convolution without padding: x [N, H, W, C], w [k, k, C, F] -> [N, H-k+1, W-k+1, F]."""
-    return _primitive.bind(x, w, **_PARAMS)  # type: ignore[no-any-return]
+    return _bind(x, w, **_PARAMS)
 
 
 def _input_gradient(cotangent: Array, x: Any, w: Array, **params: Any) -> Array:
     del x
     rows, columns = (k - 1 for k in w.shape[:2])
     padded = jnp.pad(cotangent, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
-    return _primitive.bind(  # type: ignore[no-any-return]
-        padded, w[::-1, ::-1].swapaxes(2, 3), **params
-    )
+    return _bind(padded, w[::-1, ::-1].swapaxes(2, 3), **params)
 
 
 def _kernel_gradient(cotangent: Array, x: Array, w: Any, **params: Any) -> Array:
     del w
-    kernel = _primitive.bind(x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), **params)
-    return kernel.transpose(1, 2, 0, 3)  # type: ignore[no-any-return]
+    kernel = _bind(x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), **params)
+    return kernel.transpose(1, 2, 0, 3)
 
 
 def _batched(operands: Any, axes: Any, **params: Any) -> tuple[Array, int]:
     (x, w), (x_axis, w_axis) = operands, axes
-    bind = functools.partial(_primitive.bind, **params)
+    bind = functools.partial(_bind, **params)
     if w_axis is None:
         x = jnp.moveaxis(x, x_axis, 0)
         y = bind(x.reshape(-1, *x.shape[2:]), w)
@@ -74,15 +71,16 @@ def _batched(operands: Any, axes: Any, **params: Any) -> tuple[Array, int]:
     return lax.map(lambda pair: bind(*pair), pairs), 0
 
 
-def _shape(x: Any, w: Any, **params: Any) -> Any:
-    del params
-    (n, *size, _), (*window, _, features) = x.shape, w.shape
-    return x.update(shape=(n, *(a - b + 1 for a, b in zip(size, window, strict=True)), features))
+def _shape(x: tuple[int, ...], w: tuple[int, ...]) -> tuple[int, ...]:
+    (n, *size, _), (*window, _, features) = x, w
+    return (n, *(a - b + 1 for a, b in zip(size, window, strict=True)), features)
 
 
-_primitive = Primitive(NAME)
-_primitive.def_impl(jax.jit(lax.conv_general_dilated, static_argnames=tuple(_PARAMS)))
-_primitive.def_abstract_eval(_shape)
-mlir.register_lowering(_primitive, mlir.lower_fun(lax.conv_general_dilated, multiple_results=False))
-ad.defbilinear(_primitive, _input_gradient, _kernel_gradient)
-batching.primitive_batchers[_primitive] = _batched
+_bind = _jax.bilinear(
+    NAME,
+    lax.conv_general_dilated,
+    shape=_shape,
+    transposes=(_input_gradient, _kernel_gradient),
+    batch=_batched,
+    options=tuple(_PARAMS),
+)

@@ -2,7 +2,7 @@
 
 A rollout of T transitions visits T + 1 states, and the networks' outputs are given at all of
 them, in order: `q`, `log_pi` [T+1, ..., A] and `v` [T+1, ...]; actions, rewards, discounts and
-cuts belong to the transitions, [T, ...]. A `log_prior` per state has T + 1 entries too. Where the
+cuts belong to the transitions, [T, ...]. A `log_prior` per state has T + 1 entries. Where the
 environment's next state is not the next entry (an auto-reset that overwrites the last
 observation), compose the blocks of `returns` and `losses` instead: they take both ends.
 
@@ -21,6 +21,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, natural, returns
+from jaxsoft._typing import Float, Integer, Scalar, Shaped
+from jaxsoft.losses.policy_gradient import actor_critic_loss
 
 __all__ = [
     "actor_critic",
@@ -34,17 +36,17 @@ Params = Any
 
 
 def n_step_soft_q(
-    q: ArrayLike,
-    a_tm1: ArrayLike,
-    r_t: ArrayLike,
+    q: Float[ArrayLike, "S *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
+    r_t: Float[ArrayLike, "T *#B"],
     *,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    target_q: ArrayLike | None = None,
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    target_q: Float[ArrayLike, "S *#B A"] | None = None,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """n-step soft Q-learning.
 
         L_t = ½ (Q(s_t,a_t) − y_t)²,   y_t = V(s_t) + τKL_t + Σ_{d<n} γ^d δ_{t+d}          (44)-(47)
@@ -73,24 +75,24 @@ def n_step_soft_q(
     )
     v, kl = boltzmann.value_and_kl(frozen, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(
-        v, kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     return losses.soft_q_loss(q[:-1], a_tm1, target_t)
 
 
 def actor_critic(
-    v: ArrayLike,
-    log_pi: ArrayLike,
-    a_tm1: ArrayLike,
+    v: Float[ArrayLike, "S *#B"],
+    log_pi: Float[ArrayLike, "S *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """Entropy-regularised advantage actor-critic, proper: the KL is part of the return.
 
         L_t = −log π(a_t|s_t) Δ_t + τKL_t + c ½(V(s_t) − V̂_t)²                     (80), (84)-(86)
@@ -116,34 +118,33 @@ def actor_critic(
     name = "actor_critic"
     at = _states(name, v, log_pi, a_tm1, log_prior)
     target_t = returns.n_step_soft_q_targets(
-        at.v, at.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    return losses.actor_critic_loss(
+    return actor_critic_loss(
         name,
         at.v[:-1],
-        at.log_pi[:-1],
-        a_tm1,
+        at.log_pi_a,
         target_t=target_t,
-        target_kl_tm1=at.kl[:-1],
-        kl_tm1=at.kl[:-1],
+        target_kl_tm1=at.kl_tm1,
+        kl_tm1=at.kl_tm1,
         tau=tau,
         value_coef=value_coef,
     )
 
 
 def naive_actor_critic(
-    v: ArrayLike,
-    log_pi: ArrayLike,
-    a_tm1: ArrayLike,
+    v: Float[ArrayLike, "S *#B"],
+    log_pi: Float[ArrayLike, "S *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """Advantage actor-critic as usually implemented: the KL of this step only, none in the return.
 
         as `actor_critic`, with δ = r + γV' − V                                                (79)
@@ -156,32 +157,31 @@ def naive_actor_critic(
     target_t = returns.n_step_soft_q_targets(
         at.v, 0.0, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    return losses.actor_critic_loss(
+    return actor_critic_loss(
         name,
         at.v[:-1],
-        at.log_pi[:-1],
-        a_tm1,
+        at.log_pi_a,
         target_t=target_t,
         target_kl_tm1=0.0,
-        kl_tm1=at.kl[:-1],
+        kl_tm1=at.kl_tm1,
         tau=tau,
         value_coef=value_coef,
     )
 
 
 def tied_soft_q(
-    v: ArrayLike,
-    log_pi: ArrayLike,
-    a_tm1: ArrayLike,
+    v: Float[ArrayLike, "S *#B"],
+    log_pi: Float[ArrayLike, "S *#B A"],
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    value_coef: ArrayLike = 0.5,
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    value_coef: Scalar = 0.5,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """n-step soft Q-learning on Q = V + τ log(π/π̄), each stream's gradient scaled.
 
         L_t = ½ (Q(s_t,a_t) − y_t)²,   ∇L_t := (Q − y_t) (∇log π(a_t|s_t) + c ∇V(s_t))     (§6.3)
@@ -191,7 +191,7 @@ def tied_soft_q(
     """
     at = _states("tied_soft_q", v, log_pi, a_tm1, log_prior)
     target_t = returns.n_step_soft_q_targets(
-        at.v, at.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     return losses.tied_soft_q_loss(
         at.v[:-1],
@@ -207,18 +207,18 @@ def tied_soft_q(
 def damped_natural_q(
     q_fn: Callable[[Params], Array],
     params: Params,
-    a_tm1: ArrayLike,
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
-    epsilon: ArrayLike,
-    damping: ArrayLike = 1e-3,
+    epsilon: Scalar,
+    damping: Scalar = 1e-3,
     solver: str = "cg",
-    log_prior: ArrayLike | None = None,
-    cut_t: ArrayLike | None = None,
-    weight: ArrayLike | None = None,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+    weight: Float[ArrayLike, "T *#B"] | None = None,
 ) -> tuple[Params, natural.SolveInfo]:
     """Damped soft Q-learning, solved: a natural policy gradient step.
 
@@ -249,11 +249,11 @@ def damped_natural_q(
     """
     name = "damped_natural_q"
     if _checks.concrete(tau) and not np.all(np.asarray(tau) > 0):
-        raise _checks.fail(name, f"`tau` = {tau}", "tau > 0", "At τ = 0 no policy gradient exists.")
+        raise _checks.fail(name, str(tau), "tau > 0", "At τ = 0 no policy gradient exists.")
     q = _checks.states(name, "q_fn(params)", q_fn(params), "a_tm1", a_tm1)
     v, kl = boltzmann.value_and_kl(q, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(
-        v, kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     # (76): y − Q_old is Δ − τ(log(π/π̄) − KL), the bracket of (70).
     improvement = target_t - losses.take_action(q[:-1], a_tm1)
@@ -269,12 +269,18 @@ def damped_natural_q(
     return jax.tree.map(lambda x: (length * x).astype(x.dtype), direction), info
 
 
+def _starts(kl: ArrayLike) -> ArrayLike:
+    """Without the last state; a scalar stands for all."""
+    return kl[:-1] if isinstance(kl, Array) and kl.ndim else kl
+
+
 class _States(NamedTuple):
-    """What an actor-critic says at the T + 1 states, and the prior at the first T."""
+    """What an actor-critic says at the T + 1 states; what belongs to the T actions taken."""
 
     v: Array
     log_pi: Array
-    kl: Array
+    log_pi_a: Array
+    kl_tm1: Array
     log_prior: ArrayLike | None
 
 
@@ -283,8 +289,10 @@ def _states(
 ) -> _States:
     v = _checks.states(function, "v", v, "a_tm1", a_tm1)
     log_pi = _checks.states(function, "log_pi", log_pi, "a_tm1", a_tm1)
-    kl = boltzmann.kl_to_prior(log_pi, log_prior)
+    log_pi_a = losses.take_action(log_pi[:-1], a_tm1)
     if log_prior is not None and jnp.ndim(log_prior) == log_pi.ndim:
         prior = jnp.asarray(log_prior)
         log_prior = prior if prior.shape[0] == 1 else prior[:-1]
-    return _States(v, log_pi, kl, log_prior)
+    # Of the starts alone: a policy is not even computed at the last state.
+    kl_tm1 = boltzmann.kl_to_prior(log_pi[:-1], log_prior)
+    return _States(v, log_pi, log_pi_a, kl_tm1, log_prior)

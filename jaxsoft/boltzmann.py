@@ -33,6 +33,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks
+from jaxsoft._typing import Float, Integer, Key
 
 __all__ = [
     "kl_to_prior",
@@ -44,7 +45,11 @@ __all__ = [
 ]
 
 
-def soft_value(q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None) -> Array:
+def soft_value(
+    q: Float[ArrayLike, "*#B A"],
+    tau: Float[ArrayLike, "*#B"],
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*B"]:
     """Soft state value: the log-partition function of the action values.
 
         V_Q(s) = τ log Σ_a π̄(a|s) exp(Q(s,a)/τ)                                  (29), (11), (55)
@@ -66,7 +71,11 @@ def soft_value(q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None)
     return _soft_value(*args)[..., 0].astype(dtype)
 
 
-def log_policy(q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None) -> Array:
+def log_policy(
+    q: Float[ArrayLike, "*#B A"],
+    tau: Float[ArrayLike, "*#B"],
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*B A"]:
     """Log-probabilities of the Boltzmann policy.
 
         log π_Q(a|s) = log π̄(a|s) + (Q(s,a) − V_Q(s))/τ              (28), (30), (10), (12), (56)
@@ -86,7 +95,9 @@ def log_policy(q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None)
     return _log_policy(*args).astype(dtype)
 
 
-def kl_to_prior(log_pi: ArrayLike, log_prior: ArrayLike | None = None) -> Array:
+def kl_to_prior(
+    log_pi: Float[ArrayLike, "*#B A"], log_prior: Float[ArrayLike, "..."] | None = None
+) -> Float[Array, "*B"]:
     """Divergence of a policy from the prior; minus the entropy when `log_prior` is `0.0`.
 
         KL(s) = Σ_a π(a|s) (log π(a|s) − log π̄(a|s))                                  (1), (26)
@@ -108,8 +119,11 @@ def kl_to_prior(log_pi: ArrayLike, log_prior: ArrayLike | None = None) -> Array:
 
 
 def policy_value(
-    q: ArrayLike, log_pi: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None
-) -> Array:
+    q: Float[ArrayLike, "*#B A"],
+    log_pi: Float[ArrayLike, "*#B A"],
+    tau: Float[ArrayLike, "*#B"],
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*B"]:
     """Soft state value of any policy, Boltzmann or not.
 
         V_π(s) = Σ_a π(a|s) Q(s,a) − τ KL[π‖π̄](s)                             (26), (33), (31)
@@ -136,8 +150,11 @@ def policy_value(
 
 
 def q_from_policy(
-    value: ArrayLike, log_pi: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None = None
-) -> Array:
+    value: Float[ArrayLike, "*#B"],
+    log_pi: Float[ArrayLike, "*#B A"],
+    tau: Float[ArrayLike, "*#B"],
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*B A"]:
     """Action values of which `value` is the soft value and `log_pi` the Boltzmann policy.
 
         Q(s,a) = V(s) + τ (log π(a|s) − log π̄(a|s))                                   (57), (14)
@@ -158,8 +175,8 @@ def q_from_policy(
     if value.shape != log_pi.shape[:-1]:
         raise _checks.fail(
             "q_from_policy",
-            f"`value` {list(value.shape)} beside `log_pi` {list(log_pi.shape)}",
-            f"`value` {list(log_pi.shape[:-1])}, one a state",
+            f"{list(value.shape)} and {list(log_pi.shape)}",
+            "value [...] to hold one number per state of log_pi [..., A]",
             "Drop a trailing axis of size one from the value head: value[..., 0].",
         )
     dtype = jnp.promote_types(value.dtype, dtype) if value.ndim else dtype
@@ -169,7 +186,9 @@ def q_from_policy(
     return jnp.where(taken, q, -jnp.inf).astype(dtype)
 
 
-def sample_actions(key: Array, log_pi: ArrayLike) -> Array:
+def sample_actions(
+    key: Key[Array, "*#B"], log_pi: Float[ArrayLike, "*#B A"]
+) -> Integer[Array, "*B"]:
     """Actions drawn from a policy, one per state; those with π(a) = 0 are never drawn.
 
     Args:
@@ -188,8 +207,8 @@ def sample_actions(key: Array, log_pi: ArrayLike) -> Array:
     if key.shape not in ((), logits.shape[:-1]):
         raise _checks.fail(
             "sample_actions",
-            f"`key` {list(key.shape)} beside `log_pi` {list(logits.shape)}",
-            f"one key, or one per state, {list(logits.shape[:-1])}",
+            f"{list(key.shape)} and {list(logits.shape)}",
+            "key to be one key, or one per state of log_pi, without its last axis",
             "Split it: jax.random.split(key, log_pi.shape[:-1]).",
         )
     draw = jax.random.categorical
@@ -203,8 +222,8 @@ def value_and_kl(
 ) -> tuple[Array, ArrayLike]:
     """`soft_value`, and the Boltzmann policy's `kl_to_prior`, [...] each, from one exponential.
 
-    What targets are made of. Its derivatives are those of its arithmetic, not exact at τ = 0,
-    where the divergence is given as zero if τ is static: nothing is made of it.
+    Targets are made of these. The derivatives are those of the arithmetic, not exact at τ = 0,
+    where a static τ gives a divergence of zero, since nothing depends on it.
     """
     args, dtype = _enter("soft_value", q, tau, log_prior)
     if _checks.concrete(tau) and np.all(np.asarray(tau) == 0):
@@ -234,8 +253,8 @@ def _enter(
         ):
             raise _checks.fail(
                 function,
-                f"`tau` {list(tau.shape)} beside `{name}` {list(q.shape)}",
-                f"a scalar, or {list(batch)} with any axis 1",
+                str(list(tau.shape)),
+                f"tau to be a scalar, or {list(batch)} with any axis 1, for {name} {list(q.shape)}",
                 "Reshape tau, or vmap over it.",
             )
         tau = tau[..., None]
@@ -262,9 +281,9 @@ def _pair(
     if not shape or shape[-1] != actions:
         raise _checks.fail(
             function,
-            f"`log_prior` {list(prior.shape)} beside `{name}` {list(array.shape)}",
-            f"a log-measure that broadcasts against `{name}`, its last axis {actions} or 1",
-            "Its last axis is actions; add batch axes in front of it.",
+            str(list(prior.shape)),
+            f"a log_prior that broadcasts against {name} {list(array.shape)}",
+            f"Its last axis is actions, {actions} or 1; add batch axes in front of it.",
         )
     prior = prior.reshape((1,) * (len(shape) - prior.ndim) + prior.shape)
     return (
@@ -278,8 +297,8 @@ def _same_shape(function: str, name: str, x: Array, other: str, y: Array) -> Non
     if x.shape != y.shape:
         raise _checks.fail(
             function,
-            f"`{name}` {list(x.shape)} beside `{other}` {list(y.shape)}",
-            "the same shape",
+            f"{list(x.shape)} and {list(y.shape)}",
+            f"{name} and {other} to have the same shape",
             "Both are [..., A], for the same states and actions.",
         )
 

@@ -21,6 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, _trees, boltzmann, losses, returns
+from jaxsoft._typing import Float, Integer, Scalar, Shaped
 
 __all__ = ["Equivalence", "Preconditions", "check_equivalence"]
 
@@ -34,8 +35,8 @@ class Preconditions(NamedTuple):
 
     Attributes:
       acting: largest total variation, over states, between the policy that acted and π.
-      surprise: |z| of the actions' mean log-probability under the policy that is said to have
-        acted; beyond 4 they can hardly have been drawn from it.
+      surprise: |z| of the actions' mean log-probability under the policy given as the one that
+        acted; above 4 they can hardly have been drawn from it.
       normalised: largest |log Σ_a π(a|s)|.
       target: size of ∂y/∂θ against that of ∂Q/∂θ.
       value_target: size of ∂V̂/∂θ against that of ∂Q/∂θ.
@@ -52,13 +53,13 @@ class Preconditions(NamedTuple):
     squared: Array
 
 
-_MENDING = {
+_FIXES = {
     "acting": (
         "actions come from another policy than π: ε-greedy, another τ, old parameters",
         "act by log_policy(q, tau), or weigh both losses' first step by π/μ",
     ),
     "surprise": (
-        "the actions are improbable under the policy said to have acted",
+        "the actions are improbable under the policy given as the one that acted",
         "check that actions, observations and parameters belong together",
     ),
     "normalised": ("π does not sum to one", "normalise the policy head: jax.nn.log_softmax"),
@@ -77,9 +78,9 @@ class Equivalence(NamedTuple):
       norm_ratio: ‖soft Q‖ / ‖policy gradient‖, sampled.
       difference: ‖soft Q − policy gradient‖ / ‖soft Q‖, sampled: noise of zero mean.
       expected_difference: the same with every state's sum over all actions, weighted as they
-        were acted, in the place of the sample: zero to rounding where the theorem applies.
+        were acted, instead of the sample: zero to rounding where the theorem applies.
       reweighted_difference: the same weighted by π, which is what π/μ in front of both losses
-        makes of it: zero to rounding if the acting policy is all that is amiss.
+        makes of it: zero to rounding if the acting policy is all that is wrong.
       soft_q_gradient: sampled gradient of ½(Q − y)², like the parameters.
       policy_gradient: sampled gradient of τ(−log πΔ + τKL) + ½(V − V̂)².
       preconditions: a `Preconditions`.
@@ -116,8 +117,8 @@ class Equivalence(NamedTuple):
         if broken:
             lines.append("Preconditions that do not hold:")
             for name, size in broken.items():
-                what, mend = _MENDING[name]
-                lines += [f"  {name:<14}{size:8.2g}   {what}", f"{'→ ':>27}{mend}"]
+                what, fix = _FIXES[name]
+                lines += [f"  {name:<14}{size:8.2g}   {what}", f"{'→ ':>27}{fix}"]
         else:
             lines.append("All preconditions hold: soft Q-learning is a policy gradient here.")
         return "\n".join(lines)
@@ -127,29 +128,29 @@ def check_equivalence(
     network_fn: NetworkFn,
     params: Params,
     observations: Any,
-    a_tm1: ArrayLike,
+    a_tm1: Integer[ArrayLike, "T *#B"],
     *,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Scalar,
     n: int = 5,
     log_prior: Moving | None = None,
-    cut_t: ArrayLike | None = None,
-    weight: ArrayLike | None = None,
-    behaviour_log_pi: ArrayLike | None = None,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+    weight: Float[ArrayLike, "T *#B"] | None = None,
+    behaviour_log_pi: Float[ArrayLike, "T *#B A"] | None = None,
     target: Moving | None = None,
     value_target: Moving | None = None,
     error_loss: Callable[[Array], Array] | None = None,
 ) -> Equivalence:
     """Compares soft-Q's and policy gradient's gradients on a network and rollout of yours.
 
-    By default everything is as the theorem wants it. Whatever your program does otherwise, pass
-    it in, and its effect is measured: the policy that acted, a target or prior that depends on
-    the parameters (as a function of them), another error loss. Works under `jit`.
+    By default everything is as the theorem requires. Pass in whatever your program does
+    differently, and its effect is measured: the policy that acted, a target or prior that depends
+    on the parameters (as a function of them), another error loss. Works under `jit`.
 
     Args:
       network_fn: (params, observations) -> q [T+1, ..., A], or (v [T+1, ...], log_pi [T+1, ..., A])
-        of which Q = V + τ log(π/π̄) is then made.
+        from which Q = V + τ log(π/π̄) is then made.
       params: a tree of floating arrays.
       observations: at the T + 1 states of the rollout, in whatever form `network_fn` takes.
       a_tm1: actions [T, ...].
@@ -189,7 +190,7 @@ def check_equivalence(
 
     now = jax.lax.stop_gradient(heads(params))
     soft_target = returns.n_step_soft_q_targets(
-        now.v, now.kl, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
+        now.v, now.kl[:-1], r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     target_of = _as_function(soft_target if target is None else target)
     tau_kl = tau * now.kl[:-1]
@@ -215,7 +216,7 @@ def check_equivalence(
         return jax.grad(lambda p: jnp.sum(share * loss(p, a_tm1)))(params)
 
     def enumerated(loss: _Loss, log_mu: Array) -> Params:
-        """The gradient with each state's mean over all actions in the place of its sample."""
+        """The gradient with each state's mean over all actions instead of its sample."""
         every = jnp.arange(now.q.shape[-1])
 
         def mean(p: Params) -> Array:
@@ -229,8 +230,8 @@ def check_equivalence(
     if log_mu.shape != now.log_pi[:-1].shape:
         raise _checks.fail(
             name,
-            f"`behaviour_log_pi` {list(log_mu.shape)}",
-            f"{list(now.log_pi[:-1].shape)}, log μ of every action at the T starts",
+            str(list(log_mu.shape)),
+            f"behaviour_log_pi {list(now.log_pi[:-1].shape)}, log μ of every action",
             "Keep the whole vector of log-probabilities when acting, not the taken one's alone.",
         )
     sampled_q, sampled_pg = sampled(soft_q), sampled(policy_gradient)

@@ -7,11 +7,11 @@ One linear recurrence lies under all of them,
 where c_t is the discount times a trace coefficient, and 0 where a trajectory ends.
 
 Conventions. Axis 0 is time; arrays are [T, ...] with the same number of axes, whose batch axes
-broadcast; scalars go with everything. `_tm1` belongs to a transition's start s_t and `_t` to its
+broadcast; scalars fit any of them. `_tm1` belongs to a transition's start s_t and `_t` to its
 end s_{t+1}, so of values at T + 1 states v, `v_tm1 = v[:-1]` and `v_t = v[1:]`. `discount_t` is γ,
 and 0 at a termination. `cut_t` is 1 (or True) where a trajectory ends after that transition for
 any reason, truncation or an environment's auto-reset step: sums stop there, the bootstrap inside
-δ does not. The end of the arrays cuts likewise, so every sum bootstraps from the last value it
+δ does not. The end of the arrays also cuts, so every sum bootstraps from the last value it
 reaches.
 
 Nothing here stops a gradient: the losses hold their targets fixed.
@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks, boltzmann
+from jaxsoft import _checks, _recurrence, boltzmann
+from jaxsoft._typing import Float, Scalar, Shaped
 
 __all__ = [
     "VTrace",
@@ -44,14 +44,14 @@ __all__ = [
 
 
 def td_errors(
-    v_tm1: ArrayLike,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
+    v_tm1: Float[ArrayLike, "T *#B"],
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
     *,
-    v_t: ArrayLike,
-    kl_tm1: ArrayLike,
-    tau: ArrayLike,
-) -> Array:
+    v_t: Float[ArrayLike, "T *#B"],
+    kl_tm1: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+) -> Float[Array, "T *B"]:
     """Soft temporal-difference errors.
 
         δ_t = r_t − τKL_t + γ V(s_{t+1}) − V(s_t)                                          (36)
@@ -80,8 +80,12 @@ def td_errors(
 
 
 def n_step_advantages(
-    delta_t: ArrayLike, discount_t: ArrayLike, *, n: int, cut_t: ArrayLike | None = None
-) -> Array:
+    delta_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    *,
+    n: int,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """n-step advantages: a sliding window over the errors.
 
         Δ_t = Σ_{d=0}^{n−1} γ^d δ_{t+d}                                              (47), (52)
@@ -108,12 +112,12 @@ def n_step_advantages(
 
 
 def lambda_advantages(
-    delta_t: ArrayLike,
-    discount_t: ArrayLike,
+    delta_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
     *,
-    lambda_: ArrayLike,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    lambda_: Float[ArrayLike, "T *#B"] | Scalar,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """TD(λ) advantages (generalised advantage estimation with KL terms inside δ).
 
         Δ_t = Σ_{d≥0} (γλ)^d δ_{t+d}                                                 (42), (43)
@@ -140,8 +144,12 @@ def lambda_advantages(
 
 
 def soft_q_targets(
-    advantage_t: ArrayLike, v_tm1: ArrayLike, kl_tm1: ArrayLike, *, tau: ArrayLike
-) -> Array:
+    advantage_t: Float[ArrayLike, "T *#B"],
+    v_tm1: Float[ArrayLike, "T *#B"],
+    kl_tm1: Float[ArrayLike, "T *#B"] | Scalar,
+    *,
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+) -> Float[Array, "T *B"]:
     """Soft Q targets of any advantage estimate.
 
         y_t = V(s_t) + τKL_t + Δ_t                                            (46), (47), (43)
@@ -166,22 +174,22 @@ def soft_q_targets(
 
 
 def n_step_soft_q_targets(
-    v: ArrayLike,
-    kl: ArrayLike,
-    r_t: ArrayLike,
+    v: Float[ArrayLike, "S *#B"],
+    kl_tm1: Float[ArrayLike, "T *#B"] | Scalar,
+    r_t: Float[ArrayLike, "T *#B"],
     *,
-    discount_t: ArrayLike,
-    tau: ArrayLike,
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
     n: int,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """n-step soft Q targets of a rollout whose states follow each other.
 
         y_t = V(s_t) + τKL_t + Σ_{d=0}^{n−1} γ^d δ_{t+d},   δ of (36)                  (46), (47)
 
     Args:
       v: values at the T + 1 states [T+1, ...].
-      kl: KL[π‖π̄] at the T + 1 states [T+1, ...], or a scalar; the last one is not used.
+      kl_tm1: KL[π‖π̄] at the first T states [T, ...], or a scalar.
       r_t: rewards [T, ...].
       discount_t: γ, or 0 at a termination, [T, ...] or a scalar.
       tau: temperature τ ≥ 0, a scalar or [T, ...].
@@ -193,21 +201,19 @@ def n_step_soft_q_targets(
     """
     name = "n_step_soft_q_targets"
     v = _checks.states(name, "v", v, "r_t", r_t)
-    if jnp.ndim(kl):
-        kl = _checks.states(name, "kl", kl, "r_t", r_t)[:-1]
-    delta_t = td_errors(v[:-1], r_t, discount_t, v_t=v[1:], kl_tm1=kl, tau=tau)
+    delta_t = td_errors(v[:-1], r_t, discount_t, v_t=v[1:], kl_tm1=kl_tm1, tau=tau)
     advantage_t = n_step_advantages(delta_t, discount_t, n=n, cut_t=cut_t)
-    return soft_q_targets(advantage_t, v[:-1], kl, tau=tau)
+    return soft_q_targets(advantage_t, v[:-1], kl_tm1, tau=tau)
 
 
 def one_step_targets(
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
-    q_t: ArrayLike,
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    q_t: Float[ArrayLike, "T *#B A"],
     *,
-    tau: ArrayLike,
-    log_prior: ArrayLike | None = None,
-) -> Array:
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    log_prior: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "T *B"]:
     """One-step soft Q targets; hard at τ = 0.
 
         y_t = r_t + γ V_Q(s_{t+1})                                            (39), (45), (81)
@@ -226,7 +232,7 @@ def one_step_targets(
       [T, ...].
 
     Correction: (82) prints γ log Σexp(Q/τ) − log|A| and (83) γ log Σexp(Q/τ); both lack the
-    factor τ, and (82) the one of γτ before log|A|. (38) lacks a bracket: γ multiplies the KL too.
+    factor τ, and (82) the one of γτ before log|A|. (38) lacks a bracket: γ also scales the KL.
     """
     name = "one_step_targets"
     q_t = _checks.floating(name, "q_t", q_t)
@@ -238,14 +244,14 @@ def one_step_targets(
 
 
 def trace_targets(
-    q_tm1: ArrayLike,
-    r_t: ArrayLike,
-    discount_t: ArrayLike,
+    q_tm1: Float[ArrayLike, "T *#B"],
+    r_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
     *,
-    v_t: ArrayLike,
-    trace_tm1: ArrayLike,
-    cut_t: ArrayLike | None = None,
-) -> Array:
+    v_t: Float[ArrayLike, "T *#B"],
+    trace_tm1: Float[ArrayLike, "T *#B"] | Scalar,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+) -> Float[Array, "T *B"]:
     """Off-policy multi-step Q targets for per-step trace coefficients.
 
         y_t = Q(s_t,a_t) + Σ_{d≥0} γ^d (Π_{k=1}^d c_{t+k}) (r + γ V(s') − Q(s,a))_{t+d}
@@ -275,13 +281,15 @@ def trace_targets(
     )
     q, r, discount, v_end, trace = args.arrays
     delta = r + discount * v_end - q
-    # Transition t goes on into t + 1 by the coefficient of the action taken there.
-    following = _shift(jnp.broadcast_to(trace, args.shape), 1)
+    # Transition t continues into t + 1 with the coefficient of the action taken there.
+    following = _recurrence.shift(jnp.broadcast_to(trace, args.shape), 1)
     errors = _advantages(name, args._replace(arrays=(delta, discount * following)), cut_t)
     return (q + errors).astype(args.dtype)
 
 
-def retrace_coefficients(log_rho_tm1: ArrayLike, *, lambda_: ArrayLike = 1.0) -> Array:
+def retrace_coefficients(
+    log_rho_tm1: Float[ArrayLike, "T *#B"], *, lambda_: Float[ArrayLike, "T *#B"] | Scalar = 1.0
+) -> Float[Array, "T *B"]:
     """Retrace(λ): c_t = λ min(1, π(a_t|s_t)/μ(a_t|s_t)).
 
     Args:
@@ -296,7 +304,9 @@ def retrace_coefficients(log_rho_tm1: ArrayLike, *, lambda_: ArrayLike = 1.0) ->
     return (decay * jnp.exp(jnp.minimum(log_rho, 0))).astype(args.dtype)
 
 
-def tree_backup_coefficients(log_pi_a_tm1: ArrayLike, *, lambda_: ArrayLike = 1.0) -> Array:
+def tree_backup_coefficients(
+    log_pi_a_tm1: Float[ArrayLike, "T *#B"], *, lambda_: Float[ArrayLike, "T *#B"] | Scalar = 1.0
+) -> Float[Array, "T *B"]:
     """Tree backup(λ): c_t = λ π(a_t|s_t), which needs no behaviour probabilities.
 
     Args:
@@ -319,19 +329,19 @@ class VTrace(NamedTuple):
       advantages: ρ_t (r − τKL + γ v_{t+1} − V(s_t)) [T, ...], for the policy gradient.
     """
 
-    errors: Array
-    advantages: Array
+    errors: Float[Array, "T *B"]
+    advantages: Float[Array, "T *B"]
 
 
 def v_trace(
-    delta_t: ArrayLike,
-    discount_t: ArrayLike,
-    log_rho_tm1: ArrayLike,
+    delta_t: Float[ArrayLike, "T *#B"],
+    discount_t: Float[ArrayLike, "T *#B"] | Scalar,
+    log_rho_tm1: Float[ArrayLike, "T *#B"],
     *,
-    lambda_: ArrayLike = 1.0,
-    cut_t: ArrayLike | None = None,
-    clip_rho: ArrayLike = 1.0,
-    clip_c: ArrayLike = 1.0,
+    lambda_: Float[ArrayLike, "T *#B"] | Scalar = 1.0,
+    cut_t: Shaped[ArrayLike, "T *#B"] | None = None,
+    clip_rho: Scalar = 1.0,
+    clip_c: Scalar = 1.0,
 ) -> VTrace:
     """Soft V-trace: off-policy state values with the KL penalty inside δ.
 
@@ -363,8 +373,8 @@ def v_trace(
     rho = jnp.minimum(ratio, jnp.asarray(clip_rho, ratio.dtype))
     trace = decay * jnp.minimum(ratio, jnp.asarray(clip_c, ratio.dtype))
     errors = _advantages(name, args._replace(arrays=(rho * delta, discount * trace)), cut_t)
-    goes_on = _continuation(name, args, discount, cut_t)
-    advantages = rho * (delta + goes_on * _shift(errors, 1))
+    continuing = _continuation(name, args, discount, cut_t)
+    advantages = rho * (delta + continuing * _recurrence.shift(errors, 1))
     return VTrace(errors.astype(args.dtype), advantages.astype(args.dtype))
 
 
@@ -385,61 +395,4 @@ def _advantages(
 ) -> Array:
     x, coefficient = args.arrays
     coefficient = _continuation(function, args, coefficient, cut_t)
-    return _suffix_sums(jnp.broadcast_to(x, args.shape), coefficient, window)
-
-
-def _suffix_sums(x: Array, coefficient: Array, window: int | None = None) -> Array:
-    """G_t = Σ_{d<window} (Π_{k<d} c_{t+k}) x_{t+d} along axis 0, to its end without a window.
-
-    Chosen by measurement (`benchmarks/recurrence.py`): on a CPU the sequential scan streams
-    through memory once and is the fastest form or near it, but has no window. The window by
-    doubling costs log₂ n passes, has no division and no difference of prefix sums, so it is as
-    exact as the plain sum also across zeros. Elsewhere than on a CPU, where T tiny kernels in a
-    row are slow, the whole recurrence is an associative scan.
-    """
-    if window is not None and window < x.shape[0]:
-        return _by_doubling(x, coefficient, window)
-    sums: Array = jax.lax.platform_dependent(
-        x, coefficient, cpu=_by_scan, default=_by_associative_scan
-    )
-    return sums
-
-
-# The bodies stand at module level: a new function object a call would compile anew each time.
-
-
-def _step(following: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-    here = inputs[0] + inputs[1] * following
-    return here, here
-
-
-def _combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
-    return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
-
-
-def _by_scan(x: Array, coefficient: Array) -> Array:
-    return jax.lax.scan(_step, jnp.zeros_like(x[0]), (x, coefficient), reverse=True)[1]
-
-
-def _by_associative_scan(x: Array, coefficient: Array) -> Array:
-    sums: Array = jax.lax.associative_scan(_combine, (x, coefficient), reverse=True)[0]
-    return sums
-
-
-def _by_doubling(x: Array, coefficient: Array, window: int) -> Array:
-    # `sums` and `products` cover `width` steps; `total` gathers the widths that are set in the
-    # binary form of the window, the shorter ones behind the longer.
-    total, sums, products, width = jnp.zeros_like(x), x, coefficient, 1
-    while True:
-        if window & width:
-            total = sums + products * _shift(total, width)
-        if 2 * width > window:
-            return total
-        sums = sums + products * _shift(sums, width)
-        products = products * _shift(products, width)
-        width *= 2
-
-
-def _shift(x: Array, steps: int) -> Array:
-    """x_{t+steps}, with zeros behind the end."""
-    return jnp.concatenate([x[steps:], jnp.zeros_like(x[:steps])])
+    return _recurrence.suffix_sums(jnp.broadcast_to(x, args.shape), coefficient, window)

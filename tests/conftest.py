@@ -12,6 +12,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.support import memory
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Thousands of small programs run once each: compiling them well would cost more than it saves.
@@ -23,11 +25,19 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
+watch = memory.Watch(room=2**29)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "equation(*numbers): proves these equations of the paper; docs/equations.md"
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    yield
+    watch.check()
 
 
 @pytest.fixture

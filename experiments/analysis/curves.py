@@ -1,18 +1,23 @@
-"""A study's curves.csv as arrays: every seed on one grid, and the numbers that a seed comes to."""
+"""A study's curves as arrays: every seed on one grid, and the numbers that sum a seed up."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-__all__ = ["BINS", "Curves", "read", "read_rows"]
+from experiments.analysis import statistics
+from experiments.engine import collected
+from experiments.engine.collected import CELL, Collected
+from experiments.engine.runs import BINS
+from experiments.studies import Study
 
-BINS = 40
-"""Equal parts of a run that its curve has one value each of."""
+__all__ = ["Curves", "Results", "curves", "load", "nearness"]
+
+MEASURES = ("episode_return", "episode_length")
 
 
 class Curves(NamedTuple):
@@ -20,8 +25,8 @@ class Curves(NamedTuple):
 
     Attributes:
       steps: ends of the parts of the run [T], up to where every seed is.
-      measures: name -> mean over the games finished in each part [S, T]; where none was, that of
-        the part before, and before the first, that of the first.
+      measures: name -> mean over the games finished in each part [S, T]; where there were none,
+        that of the part before, and before the first game, that of the first.
       final: name -> mean over the games of the last tenth of that [S].
       seeds: which [S].
     """
@@ -43,62 +48,87 @@ class Curves(NamedTuple):
         return np.where(there.any(axis=1), first, np.inf)
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+Data = dict[tuple[str, str], Curves]
 
 
-def read(path: Path, lengths: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], Curves]:
-    """(game, variant) -> curves.
+class Results(NamedTuple):
+    """The results of a study.
 
-    Args:
-      path: of curves.csv.
-      lengths: (game, variant) -> steps of a whole run; what came after them does not count.
+    Attributes:
+      study: what was run.
+      curves: (game, variant) -> curves, by game as run and by variant as defined.
+      runs: rows of runs.csv.
     """
-    by_cell: dict[tuple[str, str], dict[int, list[dict[str, str]]]] = {}
-    for row in read_rows(path):
-        key = row["game"], row["variant"]
-        if int(row["step"]) <= lengths[key]:
-            by_cell.setdefault(key, {}).setdefault(int(row["seed"]), []).append(row)
-    return {key: _curves(seeds, lengths[key]) for key, seeds in by_cell.items()}
+
+    study: Study
+    curves: Data
+    runs: pd.DataFrame
+
+    @property
+    def games(self) -> list[str]:
+        """In the order in which they were run."""
+        return list(dict.fromkeys(game for game, _ in self.curves))
+
+    def varied(self, measure: str) -> Data:
+        """The curves without games that cannot vary in a measure, as Catch in its length."""
+        if measure == MEASURES[0]:
+            return self.curves
+        seen: dict[str, list[np.ndarray]] = {game: [] for game in self.games}
+        for (game, _), curve in self.curves.items():
+            seen[game].append(curve.measures[measure].ravel())
+        spread = {game: np.ptp(np.concatenate(values)) for game, values in seen.items()}
+        return {key: curve for key, curve in self.curves.items() if spread[key[0]]}
+
+    def seconds_per_step(self) -> Mapping[tuple[str, str], float]:
+        """(game, variant) -> seconds of a step of one seed, on a machine that runs all at once."""
+        rates = self.runs.groupby(CELL)["steps_per_second"].median()
+        return (1 / rates).to_dict()  # type: ignore[return-value]
 
 
-def _curves(seeds: Mapping[int, list[dict[str, str]]], length: int) -> Curves:
-    names = ("episode_return", "episode_length")
+def load(study: Study, folder: Path) -> Results:
+    """The results in a folder."""
+    found = collected.read(folder)
+    data = curves(found)
+    games, variants = [game for game, _ in data], list(study.variants)
+    order = sorted(data, key=lambda key: (games.index(key[0]), variants.index(key[1])))
+    return Results(study, {key: data[key] for key in order}, found.runs)
+
+
+def curves(found: Collected) -> Data:
+    """(game, variant) -> curves; what came after the steps of a run does not count."""
+    lengths = found.runs.groupby(CELL)["of_steps"].last().to_dict()
+    return {
+        key: _curves(rows[rows["step"] <= lengths[key]], lengths[key])
+        for (game, variant), rows in found.curves.groupby(CELL, sort=False)
+        for key in [(str(game), str(variant))]
+    }
+
+
+def _curves(rows: pd.DataFrame, length: int) -> Curves:
     width = length / BINS
-    reached = min(max(int(row["step"]) for row in rows) for rows in seeds.values())
+    seeds = rows["seed"].unique()
+    reached = int(rows.groupby("seed")["step"].max().min())
     count = max(1, min(BINS, int(np.ceil(reached / width - 0.5))))
-    grids: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    final: dict[str, list[float]] = {name: [] for name in names}
-    for rows in seeds.values():
-        step = np.array([int(row["step"]) for row in rows])
-        games = np.array([int(row["episodes"]) for row in rows], float)
-        part = np.clip(np.ceil(step / width).astype(int) - 1, 0, BINS - 1)
-        late = (step > 0.9 * reached) & (step <= reached)
-        for name in names:
-            value = np.where(games > 0, [float(row[name]) for row in rows], 0.0)
-            number = np.bincount(part, games, BINS)[:count]
-            total = np.bincount(part, games * value, BINS)[:count]
-            mean = np.where(number > 0, total / np.maximum(number, 1), np.nan)
-            grids[name].append(_filled(mean))
-            counted = games[late].sum()
-            final[name].append(
-                float((games * value)[late].sum() / counted) if counted else grids[name][-1][-1]
-            )
+    part = np.ceil(rows["step"] / width).astype(int).clip(1, BINS).rename("part")
+    late = (rows["step"] > 0.9 * reached) & (rows["step"] <= reached)
+    measures, final = {}, {}
+    for name in MEASURES:
+        # A row counts by its games.
+        weighed = pd.DataFrame({"sum": rows[name] * rows["episodes"], "games": rows["episodes"]})
+        weighed["sum"] = weighed["sum"].where(rows["episodes"] > 0, 0.0)
+        by_part = weighed.groupby([rows["seed"], part]).sum()
+        mean = (by_part["sum"] / by_part["games"]).unstack("part")
+        mean = mean.reindex(index=seeds, columns=range(1, count + 1)).ffill(axis=1).bfill(axis=1)
+        at_end = weighed[late].groupby(rows["seed"]).sum().reindex(seeds)
+        measures[name] = mean.to_numpy()
+        final[name] = (at_end["sum"] / at_end["games"]).fillna(mean[count]).to_numpy()
     ends = np.minimum(width * np.arange(1, count + 1), max(reached, width * (count - 1)))
-    return Curves(
-        ends,
-        {name: np.array(grid) for name, grid in grids.items()},
-        {name: np.array(x) for name, x in final.items()},
-        np.array(list(seeds)),
-    )
+    return Curves(ends, measures, final, seeds)
 
 
-def _filled(x: np.ndarray) -> np.ndarray:
-    known = np.flatnonzero(np.isfinite(x))
-    if not known.size:
-        return x
-    last = np.maximum.accumulate(np.where(np.isfinite(x), np.arange(len(x)), known[0]))
-    filled: np.ndarray = x[last]
-    return filled
+def nearness(x: Curves, y: Curves, *, measure: str = MEASURES[0]) -> statistics.Equivalence:
+    """Whether two variants are equivalent, on what both have run."""
+    both = x.measures[measure], y.measures[measure]
+    count = min(c.shape[1] for c in both)
+    same = np.array_equal(x.seeds, y.seeds)
+    return statistics.equivalence(*(c[:, :count] for c in both), same_seeds=same)

@@ -1,4 +1,4 @@
-"""What thirty seeds say, and what two cannot: intervals, comparisons, equivalence.
+"""What can be said of thirty seeds, and not of two: intervals, comparisons, equivalence.
 
 The resampling is SciPy's. The interquartile mean and its bootstrap interval over seeds are those of
 Agarwal et al. (2021), *Deep Reinforcement Learning at the Edge of the Statistical Precipice*.
@@ -21,7 +21,6 @@ __all__ = [
     "equivalence",
     "iqm",
     "iqm_estimate",
-    "iqm_interval",
     "mean_and_deviation",
 ]
 
@@ -34,15 +33,15 @@ Array = np.ndarray[Any, Any]
 
 
 class Estimate(NamedTuple):
-    """A number and its bootstrap interval; NaN where there are too few seeds for one."""
+    """A number, or an array of them, and its bootstrap interval; NaN of too few seeds."""
 
-    value: float
-    low: float
-    high: float
+    value: Any
+    low: Any
+    high: Any
 
 
 class Comparison(NamedTuple):
-    """Two methods on one number a seed.
+    """Two methods on one number per seed.
 
     Attributes:
       difference: of the interquartile means, first less second.
@@ -100,17 +99,11 @@ def mean_and_deviation(x: Array) -> tuple[float, float]:
 
 
 def iqm_estimate(x: Array) -> Estimate:
-    """Interquartile mean over seeds [S]."""
-    low, high = iqm_interval(x)
-    return Estimate(float(iqm(x)), float(low), float(high))
-
-
-def iqm_interval(x: Array) -> tuple[Array, Array]:
-    """Ends of the interval of the interquartile mean over seeds, of [S, ...]."""
+    """Interquartile mean over seeds and the ends of its interval, of [S, ...]."""
     if len(x) < FEW:
         nothing = np.full(x.shape[1:], np.nan)
-        return nothing, nothing
-    return _interval((x,), iqm)
+        return Estimate(iqm(x), nothing, nothing)
+    return Estimate(iqm(x), *_interval((x,), iqm))
 
 
 def compare(x: Array, y: Array) -> Comparison:

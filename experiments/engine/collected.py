@@ -1,101 +1,110 @@
-"""What a study's runs left, as rows of its curves.csv and runs.csv."""
+"""What runs leave: their rows of curves.csv and runs.csv, and folders of results made of them."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from experiments.analysis.curves import read_rows
-from jaxsoft.cli.config import ConfigError, flag, from_json, to_json
+from experiments.engine.runs import Cell
+from jaxsoft.agents.settings import flag
+from jaxsoft.cli.config import ConfigError, from_json, to_json
 from jaxsoft.training.logs import read_csv, writing
 
-__all__ = ["CSVS", "Collected", "about_run", "curve_rows", "read", "together", "write", "write_csv"]
+__all__ = [
+    "CELL",
+    "RESULTS",
+    "Collected",
+    "about_run",
+    "collect",
+    "measured",
+    "read",
+    "read_runs",
+    "together",
+    "write",
+    "write_csv",
+]
+
+CELL = ["game", "variant"]
+"""The columns that say which curves of a study rows belong to."""
+
+RESULTS = Path(__file__).parents[1] / "results"
+# Seeds are a list, and a commit or a version may look like a number.
+_TEXT = dict.fromkeys(("variant", "seeds", "device", "jax", "commit", "settings"), str)
 
 
 class Collected(NamedTuple):
-    """The rows of a study's two CSVs."""
+    """The two CSVs of a study.
 
-    curves: list[dict[str, str]]
-    runs: list[dict[str, str]]
+    Attributes:
+      curves: a row for each seed and part of a run.
+      runs: a row for each run; its `seeds` are separated by spaces.
+    """
+
+    curves: pd.DataFrame
+    runs: pd.DataFrame
 
 
-CSVS = tuple(f"{name}.csv" for name in Collected._fields)
-
-
-def curve_rows(out: Path, game: str, variant: str) -> list[dict[str, str]]:
-    """Rows of curves.csv of a run's folder."""
-    data = read_csv(out / "metrics.csv")
-    rows = []
-    for i in range(len(data["step"])):
-        row = {"game": game, "variant": variant}
-        for name in ("seed", "step", "episode_return", "episodes", "episode_length"):
-            row[name] = f"{data[name][i]:.6g}" if "_" in name else str(int(data[name][i]))
-        rows.append(row)
-    return rows
+def read_runs(folder: Path) -> pd.DataFrame:
+    """The runs.csv of a folder of results."""
+    return pd.read_csv(folder / "runs.csv", dtype=_TEXT)
 
 
 def read(folder: Path) -> Collected:
-    """What a folder of results has."""
-    return Collected(*(read_rows(folder / name) for name in CSVS))
+    """Both CSVs of a folder of results."""
+    return Collected(pd.read_csv(folder / "curves.csv", dtype={"variant": str}), read_runs(folder))
+
+
+def measured(results: Path = RESULTS) -> pd.DataFrame:
+    """All committed runs."""
+    return pd.concat([read_runs(file.parent) for file in sorted(results.glob("*/*/runs.csv"))])
 
 
 def write(folder: Path, found: Collected) -> None:
-    """Makes it what the folder has."""
-    for name, rows in zip(CSVS, found, strict=True):
-        write_csv(folder / name, rows)
+    """Replaces both CSVs of a folder of results."""
+    write_csv(folder / "curves.csv", found.curves)
+    write_csv(folder / "runs.csv", found.runs)
 
 
-def together(new: Collected, old: Collected) -> Collected:
-    """Both, and of a seed that is in both the longer run; so machines add to results in turn."""
-    settings: dict[tuple[str, str], str] = {}
-    owner: dict[tuple[str, str, str], tuple[Collected, int]] = {}
-    runs = []
-    every = [(run, part) for part in (new, old) for run in part.runs]
-    for run, part in sorted(every, key=lambda x: -int(x[0]["steps"])):
-        seeds = run["seeds"].split()
-        keys = [(run["game"], run["variant"], seed) for seed in seeds]
-        by = settings.setdefault(keys[0][:2], run["settings"])
-        if run["settings"] != by:
-            raise ConfigError(
-                f"The results have runs of {run['variant']} on {run['game']} by settings\n  {by}\n"
-                f"and by\n  {run['settings']}\nName another folder by --results."
-            )
-        if not any(key in owner for key in keys):
-            runs.append(run)
-            owner |= dict.fromkeys(keys, (part, int(seeds[0])))
-    games, variants = (
-        list(dict.fromkeys(run[name] for part in (old, new) for run in part.runs))
-        for name in ("game", "variant")
-    )
-
-    def place(row: Mapping[str, str]) -> tuple[int, int, int]:
-        seed = row["seed"] if "seed" in row else row["seeds"].split()[0]
-        first = owner[row["game"], row["variant"], seed][1]
-        return games.index(row["game"]), variants.index(row["variant"]), first
-
-    curves = [
-        row
-        for part in (new, old)
-        for row in part.curves
-        if owner.get((row["game"], row["variant"], row["seed"]), (None,))[0] is part
-    ]
-    return Collected(sorted(curves, key=place), sorted(runs, key=place))
+def write_csv(path: Path, rows: pd.DataFrame) -> None:
+    """Replaces a file as a whole."""
+    whole = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows.to_csv(whole, index=False, float_format="%.6g", na_rep="nan")
+        whole.replace(path)
 
 
-def about_run(out: Path, variant: str = "") -> dict[str, str]:
-    """A row of runs.csv of a run's folder: what it took, where, by which settings."""
+def collect(todo: Sequence[Cell]) -> Collected | None:
+    """The rows of the runs that have begun; `None` if none has."""
+    begun = [cell for cell in todo if cell.done and (cell.out / "metrics.csv").exists()]
+    if not begun:
+        return None
+    runs = [about_run(cell.out, cell.variant) | {"of_steps": cell.steps} for cell in begun]
+    return Collected(pd.concat(map(_curve, begun), ignore_index=True), pd.DataFrame(runs))
+
+
+def _curve(cell: Cell) -> pd.DataFrame:
+    names = ["seed", "step", "episode_return", "episodes", "episode_length"]
+    rows = pd.DataFrame(read_csv(cell.out / "metrics.csv"))[names]
+    rows = rows.astype(dict.fromkeys(("seed", "step", "episodes"), int))
+    rows.insert(0, "game", cell.game)
+    rows.insert(1, "variant", cell.variant)
+    return rows
+
+
+def about_run(out: Path, variant: str = "") -> dict[str, Any]:
+    """A row of runs.csv from the folder of a run: what it took, where, by which settings."""
     config = from_json(json.loads((out / "config.json").read_text()))
     sessions = json.loads((out / "run.json").read_text())["sessions"]
-    last = sessions[-1]
-    rate = len(config.seeds) * float(np.median(read_csv(out / "metrics.csv")["steps_per_second"]))
-    settings = []
+    rate = len(config.seeds) * np.median(read_csv(out / "metrics.csv")["steps_per_second"])
+    settings: list[str] = []
     for name, value in to_json(config).items():
         if name not in ("game", "seeds"):
             word = flag(name) if value is not False else flag(f"no_{name}")
@@ -107,27 +116,44 @@ def about_run(out: Path, variant: str = "") -> dict[str, str]:
         "variant": variant or config.algorithm,
         "algorithm": config.algorithm,
         "seeds": " ".join(map(str, config.seeds)),
-        "steps": str(max(session["to_step"] for session in sessions)),
-        "of_steps": str(config.steps),
-        "seconds": f"{sum(session['seconds'] for session in sessions):.0f}",
-        "steps_per_second": f"{rate:.0f}",
-        "disk_bytes": str(sum(file.stat().st_size for file in out.rglob("*") if file.is_file())),
-        "device": last["device"],
-        "processor": last["processor"],
-        "jax": last["jax"],
+        "steps": max(session["to_step"] for session in sessions),
+        "of_steps": config.steps,
+        "seconds": round(sum(session["seconds"] for session in sessions)),
+        "steps_per_second": round(rate),
+        "disk_bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+        **{name: sessions[-1][name] for name in ("device", "processor", "jax")},
         "commit": " ".join(commits),
         "began": sessions[0]["began"],
         "settings": shlex.join(settings),
     }
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces a file by rows of equal columns, as a whole."""
-    whole = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        whole.replace(path)
+def together(new: Collected, old: Collected) -> Collected:
+    """Both, and where a seed is in both the longer run: several machines can add to results."""
+    runs = pd.concat([old.runs.assign(part="old"), new.runs.assign(part="new")], ignore_index=True)
+    for (game, variant), settings in runs.groupby(CELL)["settings"]:
+        if settings.nunique() > 1:
+            raise ConfigError(
+                f"The results have runs of {variant} on {game} by settings\n  "
+                + "\nand by\n  ".join(settings.unique())
+                + "\nName another folder by --results."
+            )
+    owners = runs.assign(seed=runs["seeds"].str.split()).explode("seed").astype({"seed": int})
+    owners = owners.sort_values("steps", kind="stable")
+    owners = owners.drop_duplicates([*CELL, "seed"], keep="last")
+    seeds = owners.sort_values("seed").groupby(level=0)["seed"]
+    kept = runs.loc[seeds.first().index].assign(
+        seeds=seeds.agg(lambda x: " ".join(map(str, x))), first=seeds.first()
+    )
+    curves = pd.concat([old.curves.assign(part="old"), new.curves.assign(part="new")])
+    curves = curves.merge(owners[[*CELL, "seed", "part"]])
+    return Collected(
+        _arranged(curves, "seed", "step")[new.curves.columns],
+        _arranged(kept, "first")[new.runs.columns],
+    )
+
+
+def _arranged(rows: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """By game and variant as they first appear, then `by`."""
+    ranks = {f"{name} rank": pd.factorize(rows[name])[0] for name in CELL}
+    return rows.assign(**ranks).sort_values([*ranks, *by], ignore_index=True)

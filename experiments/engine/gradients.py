@@ -1,8 +1,5 @@
 """The gradients of soft Q-learning and policy gradient along real runs, and what parts them.
 
-    python -m experiments.gradients --preset quick
-    python -m experiments.gradients --runs runs/figure3/cpu/Pong-v5/soft_q/0 --results DIR
-
 At every checkpoint of a run, new games are played by its policy. gradients.csv has, for batches of
 several sizes out of them, how alike the two gradients of one batch are, and how each varies between
 batches; conditions.csv has how far the two *expected* gradients are apart where actions come from
@@ -11,10 +8,8 @@ another policy than π, or targets from other parameters.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,16 +20,12 @@ import numpy as np
 from jax import Array
 
 import jaxsoft
-from experiments.engine import collected, study
-from experiments.report import gradients as gradient_report
-from experiments.studies import GRADIENTS
 from jaxsoft.agents import on_policy
+from jaxsoft.agents.base import Agent, Rollout
 from jaxsoft.agents.on_policy import Heads
-from jaxsoft.cli import assembly, evaluate, train
+from jaxsoft.cli import assembly, evaluate
 from jaxsoft.cli.config import ConfigError
-from jaxsoft.cli.options import stop_with
 from jaxsoft.training import checkpoints as checkpoint
-from jaxsoft.training.collect import Rollout
 from jaxsoft.training.loop import TrainState
 from jaxsoft.training.provenance import write_json
 
@@ -71,31 +62,36 @@ class _Probe:
 
     def __init__(self, trained: evaluate.Trained, size: Size) -> None:
         self.config, self.size = trained.config, size
-        self.objective = assembly.objective(self.config)
-        self.network = assembly.network(self.config, trained.about).apply
+        self.objective = self.config.settings.objective()
+        self.network = assembly.network(self.config).apply
         seed = self.config.seeds[0]
-        apart = dataclasses.replace(self.config, num_envs=size.units, seeds=(20_000 + seed,))
-        self.players = assembly.loop(apart, trained.about)
-        self.players.learner = self.players.learner._replace(act_and_keep=None)
+        many = dataclasses.replace(self.config.settings, num_envs=size.units)
+        apart = dataclasses.replace(self.config, settings=many, seeds=(20_000 + seed,))
+        self.players = assembly.loop(apart)
+        self.players.agent = _without_extras(self.players.agent)
         again = dataclasses.replace(self.config, seeds=(30_000 + seed,))
-        self.learning = assembly.loop(again, trained.about)
+        self.learning = assembly.loop(again)
         self.unit_gradients = jax.jit(self._unit_gradients)
         self.conditions = jax.jit(self._conditions)
         self.heads = jax.jit(self._heads)
-        self.targets = jax.jit(
-            lambda at, rollout: on_policy.soft_targets(at, rollout, self.objective)
-        )
+        self.targets = jax.jit(self._targets)
 
-    def play(self, learner_state: Any, key: Array) -> Rollout:
-        """A rollout [T, units] of a learner's policy, in the midst of games."""
+    def play(self, agent_state: Any, key: Array) -> Rollout:
+        """A rollout [T, units] of an agent's policy, in the midst of games."""
         actors = self.players.start()
         for i in range(self.size.warm_up + 1):
-            actors, found = self.players.collect(_alone(learner_state, key, i), actors)
+            actors, found = self.players.collect(_alone(agent_state, key, i), actors)
         rollout: Rollout = jax.tree.map(lambda x: x[:, 0], found)
         return rollout
 
     def _heads(self, params: Any, rollout: Rollout) -> Heads:
-        return on_policy.heads(self.network, params, rollout.observation, self.objective)
+        return on_policy.actor_critic_head(
+            self.network(params, rollout.observation), self.objective
+        )
+
+    def _targets(self, at: Heads, rollout: Rollout) -> Array:
+        kl = jaxsoft.kl_to_prior(at.log_pi[:-1], self.objective.log_prior)
+        return on_policy.soft_targets(at, kl, rollout, self.objective)
 
     def _unit_gradients(self, params: Any, rollout: Rollout, value_coef: Array) -> list[Any]:
         """Of soft Q and of policy gradient, [units, ...]."""
@@ -107,9 +103,11 @@ class _Probe:
             share = jnp.mean(wide.weight)
             found = []
             for loss in (on_policy.soft_q, on_policy.a2c):
-                gradient = on_policy.gradient_of(loss, through_last=False)
-                direction, _ = gradient(self.network, params, wide, objective)
-                found.append(jax.tree.map(lambda x: share * x, direction))
+                direction = on_policy.direction_of(loss, differentiates_target=False)
+                gradient, _, _ = direction.of(
+                    self.network, on_policy.actor_critic_head, params, wide, objective
+                )
+                found.append(jax.tree.map(lambda x: share * x, gradient))
             return found
 
         by_unit = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), rollout)
@@ -119,21 +117,16 @@ class _Probe:
         self, params: Any, rollout: Rollout, log_pi: Array, log_mu: Array, target: Array
     ) -> dict[str, Array]:
         """How far apart the expected gradients of π are, acting by μ [T, N, A], with targets y."""
-        config = self.config
         found = jaxsoft.check_equivalence(
             self.network,
             params,
             rollout.observation,
             rollout.action,
             r_t=rollout.reward,
-            discount_t=rollout.discount(config.discount),
-            tau=config.tau,
-            n=config.n,
-            log_prior=self.objective.log_prior,
-            cut_t=rollout.cut,
             weight=rollout.weight,
             behaviour_log_pi=log_mu,
             target=target,
+            **self.objective.on(rollout),
         )
         mu = jnp.exp(log_mu)
         kl = jnp.sum(jnp.where(mu > 0, mu * (log_mu - log_pi), 0), axis=-1)
@@ -148,9 +141,10 @@ class _Probe:
 
     def gradient_rows(self, params: Any, rollout: Rollout) -> Iterator[dict[str, Any]]:
         """Rows of gradients.csv at one checkpoint, for A2C's weight c and for the theory's, 1/τ."""
-        for kind, value_coef in (("a2c", self.config.value_coef), ("theory", 1 / self.config.tau)):
+        a2c, theory = self.objective.value_coef, 1 / self.objective.tau
+        for kind, value_coef in (("a2c", a2c), ("theory", theory)):
             soft_q, policy = self.unit_gradients(params, rollout, jnp.asarray(value_coef))
-            steps = self.config.rollout_length
+            steps = self.config.settings.rollout_length
             while len(jax.tree.leaves(soft_q)[0]) >= 4:
                 numbers = jax.device_get(_numbers(soft_q, policy))
                 yield {"weighting": kind, "value_coef": value_coef, "batch": steps} | numbers
@@ -158,10 +152,10 @@ class _Probe:
                 steps *= 2
 
     def condition_rows(
-        self, learner_state: Any, rollout: Rollout, key: Array
+        self, agent_state: Any, rollout: Rollout, key: Array
     ) -> Iterator[dict[str, Any]]:
         """Rows of conditions.csv at one checkpoint."""
-        params = learner_state.params
+        params = agent_state.params
         at = self.heads(params, rollout)
         log_pi, target = at.log_pi[:-1], self.targets(at, rollout)
 
@@ -177,21 +171,26 @@ class _Probe:
             log_mu = jax.nn.log_softmax(log_pi / times)
             yield row("temperature", times, params, log_pi, log_mu, target)
         # From here π learns on, and the acting policy, or the target network, stays behind.
-        state = jax.tree.map(jnp.array, _alone(learner_state, key, 0))
+        state = jax.tree.map(jnp.array, _alone(agent_state, key, 0))
         actors, done = self.learning.start(), 0
         for age in self.size.ages:
             state, actors, _ = self.learning.run(state, actors, age - done)
             done = age
-            later = jax.tree.map(lambda x: x[0], state.learner).params
+            later = jax.tree.map(lambda x: x[0], state.agent).params
             now = self.heads(later, rollout)
             log_pi_now = now.log_pi[:-1]
             yield row("age", age, later, log_pi_now, log_pi, self.targets(now, rollout))
             yield row("target age", age, later, log_pi_now, log_pi_now, target)
 
 
-def _alone(learner_state: Any, key: Array, i: int) -> TrainState:
+def _without_extras(agent: Agent) -> Agent:
+    """Acts alike and keeps nothing for learning: of so many environments that would be much."""
+    return agent._replace(act=lambda *args: (*agent.act(*args)[:2], None))
+
+
+def _alone(agent_state: Any, key: Array, i: int) -> TrainState:
     """A loop's state of one seed."""
-    one = jax.tree.map(lambda x: x[None], learner_state)
+    one = jax.tree.map(lambda x: x[None], agent_state)
     return TrainState(one, jax.random.fold_in(key, i)[None], jnp.zeros((), jnp.int32))
 
 
@@ -230,8 +229,8 @@ def _numbers(soft_q: Any, policy_gradient: Any) -> dict[str, Array]:
     return numbers
 
 
-def _measured(out: Path, size: Size) -> dict[str, list[dict[str, Any]]]:
-    """Of a run's folder, once: what was measured before is read."""
+def measured(out: Path, size: Size) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a run's folder; what was measured before is read."""
     saved = checkpoint.saved_steps(out / "checkpoints")
     if not saved:
         raise ConfigError(f"{out} holds no run with a checkpoint. Name the --out of one.")
@@ -252,9 +251,10 @@ def measure(out: Path, size: Size, steps: Sequence[int]) -> dict[str, list[dict[
     """Rows of gradients.csv and of conditions.csv of a run's folder, all seeds."""
     newest = evaluate.load(out)
     config = newest.config
-    if config.algorithm not in ("soft_q", "a2c") or not config.tau > 0:
+    tau = config.settings.tau
+    if config.algorithm not in ("soft_q", "a2c") or not tau > 0:
         raise ConfigError(
-            f"{out} is a run of {config.algorithm} at τ = {config.tau:g}; expected soft_q or a2c "
+            f"{out} is a run of {config.algorithm} at τ = {tau:g}; expected soft_q or a2c "
             "at τ > 0, whose network has both gradients."
         )
     probe = _Probe(newest, size)
@@ -263,12 +263,12 @@ def measure(out: Path, size: Size, steps: Sequence[int]) -> dict[str, list[dict[
     for step in steps:
         trained = evaluate.load(out, step)
         for i, seed in enumerate(config.seeds):
-            own = jax.tree.map(lambda x: x[i], trained.state.learner)  # noqa: B023
+            own = jax.tree.map(lambda x: x[i], trained.state.agent)  # noqa: B023
             key = jax.random.fold_in(jax.random.key(40_000 + seed), step)
             rollout = probe.play(own, key)
             where = {
                 "game": config.game,
-                "tau": config.tau,
+                "tau": tau,
                 "seed": seed,
                 "step": step,
                 "of_steps": config.steps,
@@ -289,82 +289,3 @@ def _nearest(steps: Sequence[int], shares: int) -> list[int]:
     wanted = np.linspace(min(steps), max(steps), shares + 1)
     chosen: list[int] = sorted({min(steps, key=lambda s: abs(s - w)) for w in wanted})
     return chosen
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.gradients",
-        description="Compares the gradients of soft Q-learning and policy gradient at the "
-        "checkpoints of runs, on new games. Writes gradients.csv, conditions.csv, table.md and "
-        "figures. Can be broken off at any time; the same command goes on.",
-        allow_abbrev=False,
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--preset",
-        choices=tuple(GRADIENTS.presets),
-        help="train on small games at five τ first",
-    )
-    what.add_argument(
-        "--runs", nargs="+", type=Path, metavar="DIR", help="folders of runs of soft_q or a2c"
-    )
-    parser.add_argument("--out", type=Path, help="folder of the runs that --preset trains")
-    parser.add_argument("--results", type=Path, help="folder to write to (default --out)")
-    parser.add_argument("--games", nargs="+", default=[], metavar="ID", help="only these")
-    parser.add_argument("--seeds", nargs="+", default=[], type=int, metavar="N")
-    parser.add_argument("--steps", type=int, metavar="N", help="of the runs, instead")
-    parser.add_argument("--units", type=int, help="environments to play in (default 1024)")
-    given = parser.parse_args(words)
-    name = given.preset or "runs"
-    out = given.out or Path("runs") / "gradients" / name
-    results = given.results or out
-    size = Size() if given.units is None else Size(units=given.units)
-    if size.units < 4 or size.units & (size.units - 1):
-        parser.error(f"--units {size.units}: give a power of two, 4 or more, to halve batches by")
-    if given.runs and (given.games or given.seeds or given.steps or given.out):
-        parser.error("--games, --seeds, --steps and --out go with --preset: leave them out")
-    began = time.monotonic()
-    try:
-        folders = given.runs or []
-        if given.preset:
-            todo = study.cells(
-                GRADIENTS,
-                GRADIENTS.presets[given.preset],
-                out,
-                games=given.games,
-                seeds=given.seeds,
-                steps=given.steps,
-            )
-            todo = [
-                dataclasses.replace(
-                    cell, words=(*cell.words, "--checkpoint-steps", str(cell.steps // SHARES))
-                )
-                for cell in todo
-            ]
-            if status := study.carry_out(todo):
-                return status
-            if others := [str(cell.out) for cell in todo if not cell.finished]:
-                raise ConfigError(
-                    f"Another process is still at {', '.join(others)}. Run the same command again "
-                    "when it has finished."
-                )
-            folders = [cell.out for cell in todo]
-        gradients: list[dict[str, Any]] = []
-        conditions: list[dict[str, Any]] = []
-        for folder in folders:
-            print(folder, flush=True)
-            found = _measured(folder, size)
-            gradients += found["gradients"]
-            conditions += found["conditions"]
-        collected.write_csv(results / "gradients.csv", gradients)
-        collected.write_csv(results / "conditions.csv", conditions)
-        collected.write_csv(
-            results / "runs.csv", [collected.about_run(folder) for folder in folders]
-        )
-        gradient_report.build("gradients", results.name, results)
-    except (ConfigError, train.RunError, OSError, ValueError) as error:
-        return stop_with(error)
-    print((results / "table.md").read_text())
-    print(f"{results}: {time.monotonic() - began:.0f} s")
-    return 0

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from experiments.analysis import statistics
-from experiments.report.tables import Data, interval, load, markdown, nearness, number, varied
+from experiments.analysis.curves import Results, load, nearness
+from experiments.report.markdown import interval, number, table
+from experiments.studies import STUDIES
 
-__all__ = ["CLAIMS", "Claim", "table"]
+__all__ = ["CLAIMS", "Claim", "agreement"]
 
 
 class Claim(NamedTuple):
@@ -59,42 +62,45 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def table(results: Path) -> str:
+def agreement(results: Path) -> str:
     """Every claim on every game that was run."""
-    head = ["the paper", "game", "seeds", "here", "in agreement?"]
     names = dict.fromkeys(claim.study for claim in CLAIMS)
-    data = {
-        name: [load(name, file.parent)[1] for file in sorted(results.glob(f"{name}/*/curves.csv"))]
+    found = {
+        name: [load(STUDIES[name], x.parent) for x in sorted(results.glob(f"{name}/*/curves.csv"))]
         for name in names
     }
-    body = []
-    for claim in CLAIMS:
-        for own in data[claim.study]:
-            body += _rows(claim, own)
-    return markdown(head, body, left=2)
+    rows = [row for claim in CLAIMS for own in found[claim.study] for row in _rows(claim, own)]
+    return table(pd.DataFrame(rows), left=2)
 
 
-def _rows(claim: Claim, data: Data) -> list[list[str]]:
+def _rows(claim: Claim, results: Results) -> list[dict[str, str]]:
     rows = []
-    for game in dict.fromkeys(game for game, _ in varied(data, claim.measure)):
+    data = results.varied(claim.measure)
+    for game in results.games:
         x, y = (data.get((game, name)) for name in (claim.first, claim.second))
         if x is None or y is None:
             continue
-        seeds = " / ".join(dict.fromkeys(str(len(c.seeds)) for c in (x, y)))
         if claim.expected == "alike":
-            found = nearness(x, y, claim.measure)
-            here = f"distance {number(found.distance)}"
-            if np.isfinite(found.ratio.value):
-                here += f", {interval(found.ratio)} of that between seeds"
-            few = np.isnan(found.ratio.high)
-            verdict = "too few seeds" if few else "yes" if found.shown else "undecided"
+            near = nearness(x, y, measure=claim.measure)
+            here = f"distance {number(near.distance)}"
+            if np.isfinite(near.ratio.value):
+                here += f", {interval(near.ratio)} of that between seeds"
+            few = np.isnan(near.ratio.high)
+            verdict = "too few seeds" if few else "yes" if near.shown else "undecided"
         else:
-            difference = statistics.compare(x.final[claim.measure], y.final[claim.measure])[0]
-            here = (
-                f"{interval(difference)} against {number(statistics.iqm(y.final[claim.measure]))}"
-            )
+            finals = x.final[claim.measure], y.final[claim.measure]
+            difference = statistics.compare(*finals).difference
+            here = f"{interval(difference)} against {number(statistics.iqm(finals[1]))}"
             verdict = _verdict(claim.expected, difference)
-        rows.append([claim.text, game, seeds, here, verdict])
+        rows.append(
+            {
+                "the paper": claim.text,
+                "game": game,
+                "seeds": " / ".join(dict.fromkeys(str(len(c.seeds)) for c in (x, y))),
+                "here": here,
+                "in agreement?": verdict,
+            }
+        )
     return rows
 
 

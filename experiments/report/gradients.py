@@ -1,24 +1,22 @@
-"""table.md and figures of the gradients along runs, from gradients.csv and conditions.csv."""
+"""Tables and figures of the gradients along runs, from gradients.csv and conditions.csv."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from experiments.analysis import statistics
-from experiments.analysis.curves import read_rows
-from experiments.report import panels
-from experiments.report.panels import Line, Panel
-from experiments.report.tables import digest, made, markdown, page
+from experiments.engine.collected import read_runs
+from experiments.report.markdown import table
+from experiments.report.tables import made
 from experiments.studies import GRADIENTS
+from jaxsoft.cli.plot import Line, Panel
 
-__all__ = ["FIGURES", "build", "parts"]
+__all__ = ["alike", "apart", "figures", "parts", "read"]
 
-Row = Mapping[str, str]
-
-FIGURES = ("figure.png", "sizes.png", "conditions.png")
 WEIGHTINGS = {"a2c": "c of A2C", "theory": "c = 1/τ"}
 CONDITIONS = {
     "epsilon": "ε-greedy, ε",
@@ -26,227 +24,168 @@ CONDITIONS = {
     "age": "acting by old parameters, updates ago",
     "target age": "target network, updates ago",
 }
+NORM, TRACE = "norm, soft Q / PG", "trace of covariance, soft Q / PG"
+# What is tabulated, in how many digits: cosines near 1 differ in what is left of it.
+DIGITS = {
+    "cosine": 5,
+    NORM: 3,
+    TRACE: 3,
+    "E‖soft Q − PG‖² / trace of PG": 5,
+    "noise share of ‖PG‖²": 3,
+}
 
 
-def parts(name: str, preset: str, folder: Path) -> dict[str, str]:
+def read(folder: Path) -> pd.DataFrame:
+    """The rows of gradients.csv, with the columns of DIGITS and each row's share of the run."""
+    rows = pd.read_csv(folder / "gradients.csv")
+    # A run ends with its last whole update.
+    rows["share"] = (rows["step"] / rows["of_steps"]).round(2)
+    trace, signal = rows["trace_policy"], rows["signal_policy"].clip(lower=0)
+    values = (
+        rows["cosine"],
+        rows["norm_ratio"],
+        rows["trace_soft_q"] / trace,
+        rows["difference"] / trace,
+        trace / (trace + signal),
+    )
+    return rows.assign(**dict(zip(DIGITS, values, strict=True)))
+
+
+def parts(preset: str, folder: Path) -> dict[str, str]:
     """The pieces of table.md by name."""
-    del name
-    runs = read_rows(folder / "runs.csv")
-    command = f"python -m experiments.gradients --preset {preset}"
-    if preset not in GRADIENTS.presets:
-        command = "python -m experiments.gradients --runs …"
+    what = f"--preset {preset}" if preset in GRADIENTS.presets else "--runs …"
     return {
         "title": f"# {GRADIENTS.title}",
-        "made": made(command, runs),
-        "alike": alike(read_rows(folder / "gradients.csv")),
-        "apart": apart(read_rows(folder / "conditions.csv")),
+        "made": made(f"python -m experiments.gradients {what}", read_runs(folder)),
+        "alike": alike(read(folder)),
+        "apart": apart(pd.read_csv(folder / "conditions.csv")),
     }
 
 
-def build(name: str, preset: str, folder: Path) -> dict[str, str]:
-    """Makes table.md and the FIGURES of a folder from its CSVs; returns the pieces."""
-    found = parts(name, preset, folder)
-    (folder / "table.md").write_text(page(found))
-    source = digest(folder, GRADIENTS)
-    rows = read_rows(folder / "gradients.csv")
-    panels.draw(
-        _alike_panels(rows),
-        folder / "figure.png",
-        title="Cosine of soft Q-learning's and policy gradient's gradients of one batch",
-        source=source,
-    )
-    panels.draw(
-        _size_panels(rows),
-        folder / "sizes.png",
-        title="Sizes and variances of the gradients",
-        source=source,
-    )
-    panels.draw(
-        _apart_panels(read_rows(folder / "conditions.csv")),
-        folder / "conditions.png",
-        title="The expected gradients, where a precondition of the theorem is broken",
-        source=source,
-    )
-    return found
-
-
-def alike(rows: Sequence[Row]) -> str:
+def alike(rows: pd.DataFrame) -> str:
     """Cosine, norm ratio and variances, at the batch nearest to A2C's 80 steps."""
-    head = [
-        "game", "weighting", "τ", "steps, of the run", "batch", "cosine", "norm, soft Q / PG",
-        "trace of covariance, soft Q / PG", "E‖soft Q − PG‖² / that trace of PG",
-        "noise in PG, of its square",
-    ]  # fmt: skip
+    # At the start the policy is its prior, and the gradients are the same.
+    shares = np.unique(rows["share"])[2::2]
     batch = _usual_batch(rows)
+    here = rows[(rows["batch"] == batch) & rows["share"].isin(shares)]
     body = []
-    for kind, word in WEIGHTINGS.items():
-        for game, tau in _keys(rows, "game", "tau"):
-            # At the start the policy is its prior, and they are the same.
-            for share in _shares(rows)[2::2]:
-                here = [
-                    row
-                    for row in rows
-                    if (row["game"], row["tau"], row["weighting"]) == (game, tau, kind)
-                    and _share(row) == share
-                    and int(row["batch"]) == batch
-                ]
-                if here:
-                    body.append(
-                        [game, word, tau, f"{share:.0%}", str(batch)]
-                        + [
-                            _spread([value(row) for row in here], _DIGITS.get(name, 3))
-                            for name, value in _VALUES.items()
-                        ]
-                    )
-    return markdown(head, body, left=2)
+    for weighting, word in WEIGHTINGS.items():
+        of_kind = here[here["weighting"] == weighting]
+        for (game, tau), at_tau in of_kind.groupby(["game", "tau"], sort=False):
+            for share, seeds in at_tau.groupby("share"):
+                spread = (_spread(seeds[name], digits) for name, digits in DIGITS.items())
+                body.append([game, word, str(tau), f"{share:.0%}", batch, *spread])
+    head = ["game", "weighting", "τ", "share of the run", "batch", *DIGITS]
+    return table(pd.DataFrame(body, columns=head), left=2)
 
 
-def _trace_ratio(row: Row) -> float:
-    return float(row["trace_soft_q"]) / float(row["trace_policy"])
+def _spread(values: pd.Series[float], digits: int) -> str:
+    mean, deviation = statistics.mean_and_deviation(values.to_numpy())
+    return f"{mean:.{digits}f}" + ("" if np.isnan(deviation) else f" ± {deviation:.{digits}f}")
 
 
-def _noise(row: Row) -> float:
-    trace, signal = float(row["trace_policy"]), max(float(row["signal_policy"]), 0.0)
-    return trace / (trace + signal)
-
-
-_VALUES: dict[str, Callable[[Row], float]] = {
-    "cosine": lambda row: float(row["cosine"]),
-    "norm, soft Q / PG": lambda row: float(row["norm_ratio"]),
-    "trace of covariance, soft Q / PG": _trace_ratio,
-    "difference": lambda row: float(row["difference"]) / float(row["trace_policy"]),
-    "noise": _noise,
-}
-
-# Cosines that are near 1 in three digits differ in what is left.
-_DIGITS = {"cosine": 5, "difference": 5}
-
-
-def apart(rows: Sequence[Row]) -> str:
-    """Differences of the expected gradients by condition."""
+def apart(rows: pd.DataFrame) -> str:
+    """Differences of the expected gradients by condition, medians."""
+    labels = {"none": "as the theorem requires"} | CONDITIONS
+    values = ["kl", "variation", "as_acted", "reweighted"]
+    body = []
+    for game in rows["game"].unique():
+        for what, label in labels.items():
+            here = rows[(rows["game"] == game) & (rows["condition"] == what)]
+            for x, medians in here.groupby("x", sort=False)[values].median().iterrows():
+                place = f"{x:g}" if what in CONDITIONS else ""
+                body.append([game, label, place, *medians.map("{:.1e}".format)])
     head = [
         "game", "", "", "KL(μ‖π)", "total variation", "difference, as acted",
         "difference, weighted by π/μ",
     ]  # fmt: skip
-    body = []
-    for game in dict.fromkeys(row["game"] for row in rows):
-        order = ["none", *CONDITIONS]
-        keys = _keys([r for r in rows if r["game"] == game], "condition", "x")
-        for what, x in sorted(keys, key=lambda key: order.index(key[0])):
-            here = [r for r in rows if (r["game"], r["condition"], r["x"]) == (game, what, x)]
-            medians = [
-                float(np.median([float(row[name]) for row in here]))
-                for name in ("kl", "variation", "as_acted", "reweighted")
-            ]
-            label = CONDITIONS.get(what, "all as the theorem wants it")
-            shown = f"{float(x):g}" if what in CONDITIONS else ""
-            body.append([game, label, shown, *(f"{value:.1e}" for value in medians)])
-    return markdown(head, body, left=2)
+    return table(pd.DataFrame(body, columns=head), left=2)
 
 
-def _alike_panels(rows: Sequence[Row]) -> list[list[Panel]]:
-    """Cosines over the batch at the end of the run, a line for each τ."""
-    games = list(dict.fromkeys(row["game"] for row in rows))
-    taus = sorted({float(row["tau"]) for row in rows})
-    result = []
-    for kind, word in WEIGHTINGS.items():
-        here = [row for row in rows if row["weighting"] == kind]
-        row = []
-        for game in games:
-            own = [r for r in here if r["game"] == game]
-            batches = sorted({int(r["batch"]) for r in own})
-            last = _shares(own)[-1]
-            lines = [
-                _line(f"τ = {tau:g}", [(b, _of(own, tau, last, b, "cosine")) for b in batches])
-                for tau in taus
-            ]
-            title = f"{game}, {word}, end of the run"
-            row.append(Panel(title, "steps in the batch", "cosine", lines, marked=True))
-        result.append(row)
-    return result
-
-
-def _size_panels(rows: Sequence[Row]) -> list[list[Panel]]:
-    """Ratios over τ where there are several; of a run at one, its course."""
-    games = list(dict.fromkeys(row["game"] for row in rows))
-    result = []
-    for name in ("norm, soft Q / PG", "trace of covariance, soft Q / PG"):
-        row = []
-        for game in games:
-            lines, unit = [], ""
-            own = [r for r in rows if r["game"] == game]
-            taus, shares = sorted({float(r["tau"]) for r in own}), _shares(own)
-            batch = _usual_batch(own)
-            for kind, word in WEIGHTINGS.items():
-                here = [r for r in own if r["weighting"] == kind]
-                if len(taus) > 1:
-                    unit = "temperature τ"
-                    for at, share in (("start", shares[0]), ("end", shares[-1])):
-                        points = [(tau, _of(here, tau, share, batch, name)) for tau in taus]
-                        lines.append(_line(f"{at} of the run, {word}", points))
-                else:
-                    unit = "million steps"
-                    points = [(share, _of(here, taus[0], share, batch, name)) for share in shares]
-                    steps = int(here[0]["of_steps"]) / 1e6
-                    lines.append(_line(word, [(max(x * steps, 0.01), y) for x, y in points]))
-            row.append(Panel(f"{game}, batches of {batch}", unit, name, lines, marked=True))
-        result.append(row)
-    return result
-
-
-def _line(label: str, points: Sequence[tuple[float, list[float]]]) -> Line:
-    estimates = [statistics.iqm_estimate(np.array(values)) for _, values in points]
-    y, low, high = (np.array(part) for part in zip(*estimates, strict=True))
-    return Line(label, np.array([x for x, _ in points]), y, low, high)
-
-
-def _of(rows: Sequence[Row], tau: float, share: float, batch: int, name: str) -> list[float]:
+def figures(folder: Path) -> list[tuple[str, str, list[list[Panel]]]]:
+    """File, title and rows of panels of each figure."""
+    rows, conditions = read(folder), pd.read_csv(folder / "conditions.csv")
+    cosines = "Cosine of soft Q-learning's and policy gradient's gradients of one batch"
+    broken = "The expected gradients, where a precondition of the theorem is broken"
     return [
-        _VALUES[name](row)
-        for row in rows
-        if float(row["tau"]) == tau and _share(row) == share and int(row["batch"]) == batch
+        ("figure.png", cosines, _cosines(rows)),
+        ("sizes.png", "Sizes and variances of the gradients", _sizes(rows)),
+        ("conditions.png", broken, _conditions(conditions)),
     ]
 
 
-def _apart_panels(rows: Sequence[Row]) -> list[list[Panel]]:
+def _cosines(rows: pd.DataFrame) -> list[list[Panel]]:
+    """Over the batch at the end of the run, a line for each τ."""
     result = []
-    for game in dict.fromkeys(row["game"] for row in rows):
+    for weighting, word in WEIGHTINGS.items():
         row = []
-        for what, label in CONDITIONS.items():
-            here = [r for r in rows if (r["game"], r["condition"]) == (game, what)]
-            places = sorted({float(r["x"]) for r in here})
-            lines = []
-            for name, word in (("as_acted", "as acted"), ("reweighted", "weighted by π/μ")):
-                values = [
-                    [max(float(r[name]), 1e-9) for r in here if float(r["x"]) == x] for x in places
-                ]
-                quartiles = np.array([np.quantile(v, (0.5, 0.25, 0.75)) for v in values]).T
-                lines.append(Line(word, np.array(places), *quartiles))
-            row.append(
-                Panel(game, label, "relative difference", lines, marked=True, y_range=(1e-8, 1.0))
-            )
+        for game, own in rows[rows["weighting"] == weighting].groupby("game", sort=False):
+            last = own[own["share"] == own["share"].max()].groupby("tau")
+            lines = [_line(f"τ = {tau:g}", here, "batch", "cosine") for tau, here in last]
+            title = f"{game}, {word}, end of the run"
+            row.append(_panel(title, "steps in the batch", "cosine", lines))
         result.append(row)
     return result
 
 
-def _usual_batch(rows: Sequence[Row]) -> int:
+def _sizes(rows: pd.DataFrame) -> list[list[Panel]]:
+    """Ratios over τ where there are several; of a run at one, over its steps."""
+    result = []
+    for name in (NORM, TRACE):
+        row = []
+        for game, whole in rows.groupby("game", sort=False):
+            batch = _usual_batch(whole)
+            own = whole[whole["batch"] == batch]
+            x, x_label, scale = "tau", "temperature τ", "log"
+            shown = {
+                "start of the run, ": own[own["share"] == own["share"].min()],
+                "end of the run, ": own[own["share"] == own["share"].max()],
+            }
+            if own["tau"].nunique() == 1:
+                x, x_label, scale, shown = "step", "steps", "linear", {"": own}
+            lines = [
+                _line(at + word, here[here["weighting"] == weighting], x, name)
+                for weighting, word in WEIGHTINGS.items()
+                for at, here in shown.items()
+            ]
+            panel = _panel(f"{game}, batches of {batch}", x_label, name, lines)
+            row.append(panel._replace(x_scale=scale))
+        result.append(row)
+    return result
+
+
+def _conditions(rows: pd.DataFrame) -> list[list[Panel]]:
+    """Medians and quartiles of the differences over how far a condition is broken."""
+    differences = {"as_acted": "as acted", "reweighted": "weighted by π/μ"}
+    rows = rows.assign(**rows[list(differences)].clip(lower=1e-9))
+    result = []
+    for game, own in rows.groupby("game", sort=False):
+        row = []
+        for what, label in CONDITIONS.items():
+            lines = []
+            for name, word in differences.items():
+                by_place = own[own["condition"] == what].groupby("x")[name]
+                middle = by_place.quantile(np.array([0.5, 0.25, 0.75])).unstack()
+                lines.append(Line(word, middle.index.to_numpy(), *middle.to_numpy().T))
+            panel = _panel(str(game), label, "relative difference", lines)
+            row.append(panel._replace(y_range=(1e-8, 1.0)))
+        result.append(row)
+    return result
+
+
+def _panel(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> Panel:
+    return Panel(title, x_label, y_label, lines, x_scale="log", marked=True)
+
+
+def _line(label: str, rows: pd.DataFrame, x: str, name: str) -> Line:
+    """Interquartile means over seeds, with their intervals."""
+    points = [
+        (at, *statistics.iqm_estimate(seeds.to_numpy())) for at, seeds in rows.groupby(x)[name]
+    ]
+    return Line(label, *np.array(points).T)
+
+
+def _usual_batch(rows: pd.DataFrame) -> int:
     """The one nearest to A2C's 16 x 5 steps."""
-    return min(sorted({int(row["batch"]) for row in rows}), key=lambda b: abs(b - 80))
-
-
-def _share(row: Row) -> float:
-    """Of the run, which ends with its last whole update."""
-    return round(int(row["step"]) / int(row["of_steps"]), 2)
-
-
-def _keys(rows: Sequence[Row], *names: str) -> list[tuple[str, ...]]:
-    return list(dict.fromkeys(tuple(row[name] for name in names) for row in rows))
-
-
-def _shares(rows: Sequence[Row]) -> list[float]:
-    return sorted({_share(row) for row in rows})
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    mean, deviation = statistics.mean_and_deviation(np.array(values))
-    return f"{mean:.{digits}f}" + ("" if np.isnan(deviation) else f" ± {deviation:.{digits}f}")
+    batches = np.unique(rows["batch"])
+    return int(batches[np.argmin(np.abs(batches - 80))])

@@ -1,43 +1,31 @@
-"""Every table and figure anew from the committed CSVs: `make results`.
+"""Makes every table, page and figure from the committed CSVs: `make results`.
 
-In each folder of experiments/results it writes table.md and the figures. It copies the figures into
-the documentation, and fills what stands there between `<!-- results: NAME -->` and `<!-- end -->`.
+Writes table.md into each folder of experiments/results and the figures into docs/figures, and fills
+what the pages of the documentation have between `<!-- results: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
-import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
+from experiments.analysis.curves import load
+from experiments.engine.collected import RESULTS
+from experiments.report import claims, figures, gradients, markdown, remaining, tables
+from experiments.studies import STUDIES
+from jaxsoft.cli.plot import Panel, draw
+from jaxsoft.training.logs import writing
 
-from experiments.analysis.curves import read_rows
-from experiments.engine import study
-from experiments.report import claims
-from experiments.report import gradients as gradient_report
-from experiments.report import tables as report
-from experiments.report.tables import RESULTS
-from experiments.studies import GRADIENTS, STUDIES
+__all__ = ["drawn", "folders", "main", "texts", "write"]
 
-ROOT = Path(__file__).parents[2]
-FIGURES = ROOT / "docs" / "figures"
-PAGES = (
-    ROOT / "docs" / "results.md",
-    ROOT / "docs" / "questions.md",
-)
-
-Folder = tuple[str, str, Path]
-ALL = {**STUDIES, "gradients": GRADIENTS}
+DOCS = Path(__file__).parents[2] / "docs"
+FIGURES = DOCS / "figures"
+PAGES = (DOCS / "results.md", DOCS / "questions.md")
 
 
-def folders(results: Path = RESULTS) -> list[Folder]:
+def folders(results: Path = RESULTS) -> list[tuple[str, str, Path]]:
     """(study, preset, folder) of all results."""
     return [
         (file.parent.parent.name, file.parent.name, file.parent)
@@ -45,127 +33,56 @@ def folders(results: Path = RESULTS) -> list[Folder]:
     ]
 
 
-def parts(results: Path, pieces: Sequence[tuple[Folder, Mapping[str, str]]]) -> dict[str, str]:
-    """All that pages may ask for: "figure3/quick pairs" and the like."""
-    found = {"claims": claims.table(results), "not run": not_run(results)}
-    for (name, preset, _), own in pieces:
-        found |= {f"{name}/{preset} {part}": text for part, text in own.items()}
-    return found
+def parts(name: str, preset: str, folder: Path) -> dict[str, str]:
+    """The pieces of a folder's table.md by name."""
+    if name == "gradients":
+        return gradients.parts(preset, folder)
+    return tables.parts(name, preset, load(STUDIES[name], folder))
 
 
-def _reporter(name: str) -> Any:
-    """Who makes the tables and figures of a study."""
-    return gradient_report if name == "gradients" else report
+def drawn(name: str, folder: Path) -> Sequence[tuple[str, str, Sequence[Sequence[Panel | None]]]]:
+    """File, title and rows of panels of each figure of a folder."""
+    if name == "gradients":
+        return gradients.figures(folder)
+    study = STUDIES[name]
+    return [("figure.png", study.title, figures.panels(load(study, folder)))]
 
 
-def not_run(results: Path) -> str:
-    """What the presets have that there are no results of, and what it would take."""
-    known = report.measured(results)
-    body = []
-    for name, whole in STUDIES.items():
-        for key, preset in whole.presets.items():
-            todo = study.cells(whole, preset, Path("nowhere"))
-            left = _left(todo, results / name / key / "runs.csv")
-            if not left:
-                continue
-            steps = sum(cell.steps * len(cell.seeds) for cell in left)
-            costs = [study.cost(cell, known, "cpu") for cell in left]
-            hours, disk = sum(x.hours for x in costs), sum(x.disk for x in costs)
-            body.append(
-                [
-                    f"`{report.command(name, key)}`",
-                    f"{len(preset.steps)} × {len(whole.variants)} × {preset.seeds}",
-                    f"{len(left)} of {len(todo)}",
-                    f"{steps / 1e6:,.0f}",
-                    "not measured" if math.isnan(hours) else f"{hours / 24:,.1f}",
-                    "not measured" if math.isnan(disk) else f"{disk / 1e3:,.1f}",
-                ]
-            )
-    head = [
-        "", "games × variants × seeds", "runs left", "million steps",
-        "days of one process on a CPU", "GB",
-    ]  # fmt: skip
-    return report.markdown(head, body)
+def write(name: str, preset: str, folder: Path) -> None:
+    """Writes table.md and the figures of a folder into it."""
+    with writing(folder / "table.md"):
+        (folder / "table.md").write_text(_page(parts(name, preset, folder)))
+    for file, title, rows in drawn(name, folder):
+        draw(rows, folder / file, title=title)
 
 
-def _left(todo: Sequence[study.Cell], runs: Path) -> list[study.Cell]:
-    """The runs that runs.csv has not, or not whole: what is missing of them, from a percent on."""
-    done = {
-        (row["game"], row["variant"], int(seed)): int(row["steps"])
-        for row in (read_rows(runs) if runs.exists() else [])
-        for seed in row["seeds"].split()
-    }
-    left = []
-    for cell in todo:
-        had = min(done.get((cell.game, cell.variant, seed), 0) for seed in cell.seeds)
-        if had < 0.99 * cell.steps:
-            left.append(dataclasses.replace(cell, steps=cell.steps - had))
-    return left
+def _page(pieces: Mapping[str, str]) -> str:
+    return "\n\n".join(pieces.values()) + "\n"
 
 
-def filled(page: str, found: Mapping[str, str]) -> str:
-    """A page with what stands between its marks made anew."""
-
-    def section(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in found:
-            raise SystemExit(f"a page asks for the results of {name}; there are {sorted(found)}")
-        return f"<!-- results: {name} -->\n\n{found[name]}\n\n<!-- end -->"
-
-    return re.sub(r"<!-- results: (.*?) -->.*?<!-- end -->", section, page, flags=re.DOTALL)
-
-
-def stale(results: Path = RESULTS) -> list[Path]:
-    """What is not what the CSVs make of it."""
-    found: list[Path] = []
-    pieces = [(whole, _reporter(whole[0]).parts(*whole)) for whole in folders(results)]
-    for (name, preset, folder), own in pieces:
-        if (folder / "table.md").read_text() != report.page(own):
-            found.append(folder / "table.md")
-        source = report.digest(folder, ALL[name])
-        for figure in _reporter(name).FIGURES:
-            files = (folder / figure, FIGURES / _name(name, preset, figure))
-            found += [file for file in files if _source(file) != source]
-    asked = parts(results, pieces)
-    return found + [page for page in PAGES if filled(page.read_text(), asked) != page.read_text()]
-
-
-def _source(figure: Path) -> str | None:
-    if not figure.exists():
-        return None
-    with Image.open(figure) as image:
-        return image.info.get("Source")
-
-
-def _name(study: str, preset: str, figure: str) -> str:
-    return f"{study}-{preset}-{figure}".replace("-figure.", ".")
+def texts(results: Path = RESULTS, pages: Sequence[Path] = PAGES) -> dict[Path, str]:
+    """Every table.md and page: file -> what it has to be by the CSVs."""
+    found = {}
+    asked = {"claims": claims.agreement(results), "not run": remaining.table(results)}
+    for name, preset, folder in folders(results):
+        own = parts(name, preset, folder)
+        found[folder / "table.md"] = _page(own)
+        asked |= {f"{name}/{preset} {part}": text for part, text in own.items()}
+    return found | {page: markdown.filled(page.read_text(), asked) for page in pages}
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.publish",
-        description="Makes every table and figure anew from the CSVs in experiments/results, and "
-        "puts them into the pages of the documentation.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
-    given = parser.parse_args(words)
-    if given.check:
-        found = stale()
-        for file in found:
-            print(f"{file.relative_to(ROOT)} is not of the CSVs. Run make results.")
-        return bool(found)
-    FIGURES.mkdir(exist_ok=True)
-    pieces = []
+    argparse.ArgumentParser(
+        prog="python -m experiments.report.publish",
+        description="Makes every table and figure from the CSVs in experiments/results, and puts "
+        "them into the pages of the documentation.",
+    ).parse_args(words)
+    for path, text in texts().items():
+        path.write_text(text)
     for name, preset, folder in folders():
-        pieces.append(((name, preset, folder), _reporter(name).build(name, preset, folder)))
-        for figure in _reporter(name).FIGURES:
-            shutil.copyfile(folder / figure, FIGURES / _name(name, preset, figure))
-        print(folder.relative_to(ROOT))
-    asked = parts(RESULTS, pieces)
-    for page in PAGES:
-        page.write_text(filled(page.read_text(), asked))
+        for file, title, rows in drawn(name, folder):
+            draw(rows, FIGURES / f"{name}-{preset}-{file}".replace("-figure.", "."), title=title)
     return 0
 
 

@@ -2,21 +2,20 @@
 
 What costs in a forward pass are its products of parameters and data. `kept` runs a network and
 hands them out as well; `recalled` runs it with the products given, so that only what lies between
-them is computed anew, and yet its derivatives are those of the network.
+them is computed again, and yet its derivatives are those of the network.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
-from jaxsoft import _convolution
+from jaxsoft import _convolution, _jax
 
 __all__ = ["kept", "pullback", "recalled"]
 
@@ -25,7 +24,6 @@ _WORTH_KEEPING = 128
 # Bytes of products that are taken back through a network at once: what a core's share of the
 # last cache holds. 80 images of Atari are 7 MB.
 _BLOCK = 2**23
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 
 
 def kept(network: Callable[..., Any], params: Any, data: Any) -> tuple[Any, list[Array]]:
@@ -106,54 +104,24 @@ def _(primals: Any, tangents: Any) -> Any:
 def _evaluate(
     network: Callable[..., Any], params: Any, data: Any, meet: Callable[[Array], Array]
 ) -> Any:
-    closed, shapes = jax.make_jaxpr(network, return_shape=True)(params, data)
+    """Evaluates, products of what depends on the data being met."""
+    program, shapes = jax.make_jaxpr(network, return_shape=True)(params, data)
+
+    # Values are pairs of an array and whether it depends on the data.
+    def rule(eqn: _jax.JaxprEqn, pairs: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
+        depends = any(flag for _, flag in pairs)
+        results = _jax.evaluate(eqn, [value for value, _ in pairs])
+        if depends and _terms(eqn) >= _WORTH_KEEPING:
+            results = [meet(product) for product in results]
+        return [(result, depends) for result in results]
+
     leaves, rest = jax.tree.leaves(params), jax.tree.leaves(data)
     given = [*((leaf, False) for leaf in leaves), *((leaf, True) for leaf in rest)]
-    outputs = _run(closed.jaxpr, closed.consts, given, meet)
+    outputs = _jax.interpret(program, given, rule, lift=lambda constant: (constant, False))
     return jax.tree.unflatten(jax.tree.structure(shapes), [value for value, _ in outputs])
 
 
-def _run(
-    jaxpr: Jaxpr,
-    consts: Iterable[Any],
-    given: Sequence[tuple[Any, bool]],
-    meet: Callable[[Array], Array],
-) -> list[tuple[Any, bool]]:
-    """Evaluates, products of what depends on the data being met; pairs say whether a value does."""
-    constant = ((const, False) for const in consts)
-    env: dict[Any, tuple[Any, bool]] = dict(
-        zip([*jaxpr.constvars, *jaxpr.invars], [*constant, *given], strict=True)
-    )
-
-    def read(atom: Var | Literal) -> tuple[Any, bool]:
-        return (atom.val, False) if isinstance(atom, Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        pairs = [read(atom) for atom in eqn.invars]
-        name = eqn.primitive.name
-        if name in _CALLS:
-            callee = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
-            body, inner = getattr(callee, "jaxpr", callee), getattr(callee, "consts", ())
-            env.update(zip(eqn.outvars, _run(body, inner, pairs, meet), strict=True))
-            continue
-        # By way of a program of one equation: those with derivatives of their own keep them.
-        alone = jaxpr.replace(
-            constvars=[],
-            invars=list(dict.fromkeys(a for a in eqn.invars if isinstance(a, Var))),
-            outvars=eqn.outvars,
-            eqns=[eqn],
-            debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
-        )
-        operands = [read(var)[0] for var in alone.invars]
-        results = jaxpr_as_fun(ClosedJaxpr(alone, []))(*operands)
-        depends = any(flag for _, flag in pairs)
-        if depends and _terms(eqn) >= _WORTH_KEEPING:
-            results = [meet(product) for product in results]
-        env.update((var, (x, depends)) for var, x in zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _terms(eqn: JaxprEqn) -> int:
+def _terms(eqn: _jax.JaxprEqn) -> int:
     """How many products are summed up in each number of the result, if that is what it is."""
     shapes: list[Any] = [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
     match eqn.primitive.name:

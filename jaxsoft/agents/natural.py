@@ -33,9 +33,9 @@ def natural_pg(*, damping: ArrayLike = 1e-2, solver: str = "gram") -> Direction:
         network: NetworkFn, head: Head, params: Params, rollout: Rollout, objective: Objective
     ) -> tuple[Params, dict[str, Array], Heads]:
         at = head(network(params, rollout.observation), objective)
-        kl = jaxsoft.kl_to_prior(at.log_pi, objective.log_prior)
+        kl = jaxsoft.kl_to_prior(at.log_pi[:-1], objective.log_prior)
         target = soft_targets(at, kl, rollout, objective)
-        value_error = target - objective.tau * kl[:-1] - at.v[:-1]
+        value_error = target - objective.tau * kl - at.v[:-1]
         policy_error = target - jaxsoft.take_action(at.q[:-1], rollout.action)
         root = jnp.sqrt(jnp.asarray(objective.value_coef)).astype(value_error.dtype)
 
@@ -77,7 +77,7 @@ def damped_q(*, damping: ArrayLike = 1e-2, solver: str = "gram") -> Direction:
         network: NetworkFn, head: Head, params: Params, rollout: Rollout, objective: Objective
     ) -> tuple[Params, dict[str, Array], Heads]:
         at = head(network(params, rollout.observation), objective)
-        kl = jaxsoft.kl_to_prior(at.log_pi, objective.log_prior)
+        kl = jaxsoft.kl_to_prior(at.log_pi[:-1], objective.log_prior)
         error = soft_targets(at, kl, rollout, objective)
         error = error - jaxsoft.take_action(at.q[:-1], rollout.action)
 

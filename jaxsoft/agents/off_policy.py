@@ -79,13 +79,13 @@ def n_step_targets(
     """
     v, kl = boltzmann.value_and_kl(q_t, tau, log_prior)
 
-    def states(x: ArrayLike) -> ArrayLike:
+    def after_nothing(x: Array) -> Array:
         """With a state before them, which cancels."""
-        return jnp.concatenate([jnp.zeros_like(x[:1]), x]) if isinstance(x, Array) else x
+        return jnp.concatenate([jnp.zeros_like(x[:1]), x])
 
     return returns.n_step_soft_q_targets(
-        states(v),
-        states(kl),
+        after_nothing(v),
+        after_nothing(kl[:-1]) if isinstance(kl, Array) else kl,
         window.reward,
         discount_t=discount * window.discount,
         tau=tau,

@@ -114,11 +114,11 @@ def q_head(out: Array, objective: Objective) -> Heads:
     )
 
 
-def soft_targets(at: Heads, kl: Array, rollout: Rollout, objective: Objective) -> Array:
-    """n-step soft Q targets y [T, N], (47), of a KL at the T + 1 states."""
+def soft_targets(at: Heads, kl_tm1: Array, rollout: Rollout, objective: Objective) -> Array:
+    """n-step soft Q targets y [T, N], (47), of the KL at the T starts."""
     given = objective.on(rollout)
     del given["log_prior"]
-    return jaxsoft.n_step_soft_q_targets(at.v, kl, rollout.reward, **given)
+    return jaxsoft.n_step_soft_q_targets(at.v, kl_tm1, rollout.reward, **given)
 
 
 def a2c(at: Heads, rollout: Rollout, objective: Objective) -> Array:
@@ -177,7 +177,7 @@ def pcl(at: Heads, rollout: Rollout, objective: Objective) -> Array:
 def pgq(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Half policy gradient on n-step returns, half Q-learning on r + γ max Q̃, (87)."""
     kl = jaxsoft.kl_to_prior(at.log_pi, objective.log_prior)
-    target = soft_targets(at, kl, rollout, objective)
+    target = soft_targets(at, kl[:-1], rollout, objective)
     centred = at.q - objective.tau * kl[..., None]
     return jaxsoft.pgq_loss(
         at.v[:-1],

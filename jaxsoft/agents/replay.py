@@ -6,7 +6,7 @@ the true last observation and has weight 0; so nothing is stored twice, and noth
 
 Of a stack of frames only the newest is stored, and a stack is rebuilt from the rows before it: a
 million 84×84 images take 7.06 GB. Adding writes in place wherever the old ring is not needed
-again: donated to `jit`, or carried through `scan`, under `vmap`, too.
+again: donated to `jit`, or carried through `scan`, also under `vmap`.
 """
 
 from __future__ import annotations
@@ -134,6 +134,17 @@ def add(replay: Replay, rollout: Rollout) -> Replay:
             f"actions {list(rollout.action.shape)}",
             f"[T, {', '.join(map(str, replay.action.shape[1:]))}], as the ring was made for",
             "Make the ring for these actions (replay.init).",
+        )
+    kept, given = (
+        jax.tree.map(lambda x: str(list(x.shape[1:])), tree)
+        for tree in (replay.extras, rollout.extras)
+    )
+    if kept != given:
+        raise _checks.fail(
+            "replay.add",
+            f"extras {given} of each step",
+            f"{kept}, as the ring was made for",
+            "Make the ring for these extras, or add only those that it was made for.",
         )
     observation = rollout.observation[:-1]
     written = (replay.cursor + jnp.arange(length, dtype=jnp.int32)) % rows

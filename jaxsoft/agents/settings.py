@@ -135,7 +135,7 @@ class Settings:
         least=1,
         type=count,
     )
-    n: int = option(
+    n: int | None = option(
         "steps to the bootstrap", group="objective", source="§6.1-6.3", least=1, type=count
     )
     discount: float = option(
@@ -193,7 +193,8 @@ class Settings:
     def objective(self) -> Objective:
         """What is maximised."""
         log_prior = None if self.prior == "uniform" else 0.0
-        return Objective(self.tau, self.discount, self.n, 0.5, log_prior)
+        n = self.rollout_length if self.n is None else self.n
+        return Objective(self.tau, self.discount, n, 0.5, log_prior)
 
     def completed(self) -> Self:
         """With n as long as the rollout, where it was left open."""
@@ -227,7 +228,7 @@ class OnPolicy(Settings):
     def check(self, steps: int) -> None:
         """As for all, and n within the rollout."""
         super().check(steps)
-        if self.n > self.rollout_length:
+        if self.n is not None and self.n > self.rollout_length:
             raise SettingsError(
                 f"--n {self.n} is longer than --rollout-length {self.rollout_length}. An n-step "
                 "return ends with its rollout. Lengthen that, or give a smaller n."

@@ -18,7 +18,8 @@ class Temperature(NamedTuple):
     Attributes:
       init: () -> state.
       value: state -> τ, [].
-      update: (state, kl) -> state after a gradient step, kl being the mean KL[π‖π̄] [] of its batch.
+      update: (state, kl) -> state after a gradient step, kl being the mean KL to the prior over
+        its batch, a scalar.
     """
 
     init: Callable[[], Any]

@@ -1,54 +1,305 @@
-"""Learning curves from metrics.csv, of one run or of several side by side.
+"""Pictures: learning curves of runs side by side, and the panels that they are drawn in.
 
-python -m experiments.plotting runs/a runs/b --out curve.png
+python -m jaxsoft.cli.plot runs/a runs/b --out curve.png
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from PIL import Image
 
 from jaxsoft.training.logs import read_csv, writing
 
-__all__ = ["learning_curve", "main", "plain", "smoothed", "unit_of"]
+__all__ = ["Line", "Panel", "draw", "learning_curve", "main", "smoothed"]
 
 # Okabe and Ito's, less black and the yellow that white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = "osD^vPX*"
+# Dashes leave a curve visible that another one covers.
+DASHES: tuple[Any, ...] = ("-", (0, (3, 1.3)))
 GREY = "#555555"
-SIZE, DPI, FONT = (8.0, 4.8), 160, 13.0
+_TICKS = {"color": GREY, "labelcolor": "#222222", "labelsize": 9}
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.dpi": 140,
+    "grid.color": "#E4E4E4",
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "legend.title_fontsize": 13,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+    **{f"{axis}tick.{name}": x for axis in "xy" for name, x in _TICKS.items()},
+}
+SIZE, LARGE, COLUMNS = (4.4, 3.2), (8.0, 4.6), 4
 NEEDED = ("step", "seed", "episode_return", "episodes")
 
 
-class Curve(NamedTuple):
-    """One run on the steps at which any of its seeds reported, NaN where there is no value."""
+class Line(NamedTuple):
+    """A line, with a band around it where `low` and `high` are given.
 
-    steps: np.ndarray
-    seeds: np.ndarray  # [seeds, steps]
+    Attributes:
+      label: in the legend; lines of one label look the same in all panels.
+      x: [T].
+      y: [T], NaN where there is a gap.
+      low: lower end of the band [T].
+      high: its upper end [T].
+      each: curves of single seeds [S, T], drawn thin.
+    """
 
-    @property
-    def mean(self) -> np.ndarray:
-        """Where every seed has a value: elsewhere a seed's end would look like a change."""
-        mean: np.ndarray = self.seeds.mean(axis=0)
-        return mean
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    each: np.ndarray | None = None
 
-    @property
-    def spread(self) -> np.ndarray:
-        spread: np.ndarray = self.seeds.std(axis=0, ddof=1)
-        return spread
+
+class Panel(NamedTuple):
+    """One pair of axes.
+
+    Attributes:
+      title: above them.
+      x_label: below; on a linear axis, after "thousand" or "million" where x is large.
+      y_label: on the left of the first panel of a row.
+      lines: to draw.
+      x_scale: "linear" or "log".
+      marked: whether points have markers, and on a logarithmic axis ticks.
+      marks: x -> a word to write there.
+      y_range: ends of a logarithmic y axis; `None` is a linear axis.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    x_scale: str = "linear"
+    marked: bool = False
+    marks: Mapping[float, str] | None = None
+    y_range: tuple[float, float] | None = None
+
+
+@mpl.rc_context(STYLE)
+def draw(
+    rows: Sequence[Sequence[Panel | None]],
+    out: Path,
+    *,
+    title: str = "",
+    size: tuple[float, float] = SIZE,
+) -> None:
+    """Draws rows of panels under one legend.
+
+    Args:
+      rows: of panels, wrapped where there are many; `None` leaves a place empty.
+      out: file of the picture; its suffix is the format.
+      title: above the legend.
+      size: of a panel, in inches.
+    """
+    wrapped = [row[i : i + COLUMNS] for row in rows for i in range(0, len(row), COLUMNS)]
+    columns = max(map(len, wrapped))
+    panels = [panel for row in wrapped for panel in row if panel is not None]
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    looks = {
+        label: {"color": colour, "linestyle": dash, "marker": marker}
+        for label, colour, dash, marker in zip(
+            labels, *map(itertools.cycle, (COLOURS, DASHES, MARKERS)), strict=False
+        )
+    }
+    if not any(panel.marked for panel in panels):
+        looks = {label: look | {"marker": ""} for label, look in looks.items()}
+    width = max(size[0] * columns, 6.5)
+    across = max(1, int(width / (0.085 * max(map(len, labels), default=1) + 0.6)))
+    height = size[1] * len(wrapped) + 0.55 + 0.25 * -(-len(labels) // across)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
+    figure = Figure(figsize=(width, height), layout=layout)
+    grid = figure.subplots(len(wrapped), columns, squeeze=False)
+    for axes_row, row in zip(grid, wrapped, strict=True):
+        first = True
+        for axes, panel in itertools.zip_longest(axes_row, row):
+            if panel is None:
+                axes.set_visible(False)
+                continue
+            _panel(axes, panel, looks)
+            if first:
+                axes.set_ylabel(panel.y_label)
+            first = False
+    figure.legend(
+        handles=[Line2D([], [], linewidth=2.4, label=label, **looks[label]) for label in labels],
+        loc="outside upper left",
+        ncols=min(across, len(labels)) or 1,
+        title=title,
+        alignment="left",
+    )
+    _save(figure, out)
+
+
+def _panel(axes: Axes, panel: Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    longest = max((float(np.max(line.x)) for line in panel.lines), default=0.0)
+    scale, unit = _unit(longest) if panel.x_scale == "linear" else (1.0, "")
+    for line in panel.lines:
+        look, x = looks[line.label], line.x / scale
+        thin = {"color": look["color"], "linewidth": 0.7, "alpha": 0.35, "zorder": 2}
+        for y in [] if line.each is None else line.each:
+            _line(axes, x, y, thin)
+        if line.low is not None and line.high is not None:
+            axes.fill_between(
+                x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0, zorder=1
+            )
+        _line(axes, x, line.y, {**look, "markersize": 5, "linewidth": 2.0, "zorder": 3})
+    if panel.x_scale == "log":
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        places = sorted({float(x) for line in panel.lines for x in line.x})
+        if panel.marked and len(places) < 8:
+            axes.xaxis.set_major_locator(FixedLocator(places))
+            axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(0, longest / scale * (1.02 if panel.marked else 1) or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    for place, word in (panel.marks or {}).items():
+        axes.axvline(place, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
+        axes.annotate(
+            word, (place, 1), (2, -2), xycoords=("data", "axes fraction"), va="top",
+            textcoords="offset points", fontsize=8, color=GREY,
+        )  # fmt: skip
+    if panel.y_range:
+        axes.set_yscale("log")
+        axes.set_ylim(panel.y_range)
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.set(title=panel.title, xlabel=unit + panel.x_label)
+    if not panel.lines:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "no game has finished yet", ha="center", color=GREY)
+
+
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, style: dict[str, Any]) -> None:
+    """A line; a point without neighbours, which it would not show, gets a dot."""
+    axes.plot(x, y, **style)
+    known = np.pad(np.isfinite(y), 1)
+    alone = known[1:-1] & ~known[:-2] & ~known[2:]
+    if alone.any() and not style.get("marker"):
+        size = {"markersize": 3 + 1.2 * style["linewidth"], "markeredgewidth": 0}
+        dots = {**style, **size, "linestyle": "", "marker": "o", "clip_on": False}
+        axes.plot(x[alone], y[alone], **dots)
+
+
+def _unit(longest: float) -> tuple[float, str]:
+    """What a long axis counts in, and the word for it."""
+    if longest >= 1e6:
+        return 1e6, "million "
+    return (1e3, "thousand ") if longest >= 1e4 else (1.0, "")
+
+
+def _save(figure: Figure, out: Path) -> None:
+    """Writes the whole file or nothing; a PNG as a palette, a third of the size."""
+    FigureCanvasAgg(figure)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=out.suffix[1:])
+    if out.suffix == ".png":
+        image = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        picture = io.BytesIO()
+        image.save(picture, format="png", optimize=True)
+    new = out.with_name(f".{out.stem}.new{out.suffix}")
+    with writing(new):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        new.write_bytes(picture.getvalue())
+        new.replace(out)
+
+
+def learning_curve(
+    runs: Mapping[str, str | Path | Mapping[str, np.ndarray]],
+    out: str | Path,
+    *,
+    title: str = "",
+    frames_per_step: int = 1,
+    smooth: float = 0.03,
+) -> None:
+    """Draws mean episode return over steps: seeds thin, their mean thick.
+
+    With three seeds or more, one standard deviation around the mean is shaded. The mean is drawn
+    where every seed has a value: elsewhere the end of a seed would look like a change.
+
+    Args:
+      runs: label -> metrics.csv, or what `read_csv` made of one.
+      out: file of the picture; its suffix is the format.
+      title: above the picture.
+      frames_per_step: named at the axis where it is not 1.
+      smooth: width of the moving average, as a share of the longest run; 0 shows rows as they are.
+    """
+    tables = {label: _table(label, run) for label, run in runs.items()}
+    longest = max((float(t["step"].max()) for t in tables.values() if t), default=0.0)
+    lines = [
+        _curve(label, table, smooth * longest)
+        for label, table in tables.items()
+        if table and np.any(_played(table))
+    ]
+    counts = sorted({1 if line.each is None else len(line.each) for line in lines})
+    key = ""
+    if counts and counts[-1] > 1:
+        number = f"{counts[0]} seeds" if len(counts) == 1 else "the seeds"
+        key = f"thick: mean of {number} · thin: each seed"
+        key += " · shaded: ± one standard deviation" if counts[-1] > 2 else ""
+    steps = "steps" if frames_per_step == 1 else f"steps ({frames_per_step} frames each)"
+    panel = Panel(key, steps, "mean episode return", lines)
+    draw([[panel]], Path(out), title=title, size=LARGE)
+
+
+def _table(label: str, run: str | Path | Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    table = run if isinstance(run, Mapping) else read_csv(run)
+    if table and (lacking := [name for name in NEEDED if name not in table]):
+        raise ValueError(
+            f"{label}: given no columns {lacking}; expected {list(NEEDED)}, as CsvLog writes them."
+        )
+    return table if table and len(table["step"]) else {}
+
+
+def _played(table: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Rows in which a game finished."""
+    played: np.ndarray = (table["episodes"] > 0) & np.isfinite(table["episode_return"])
+    return played
+
+
+def _curve(label: str, table: Mapping[str, np.ndarray], window: float) -> Line:
+    """The smoothed seeds of a run, at the steps at which any of them reported."""
+    at, seeds = np.unique(table["step"]), []
+    for seed in np.unique(table["seed"][_played(table)]):
+        own = table["seed"] == seed
+        columns = (table[name][own] for name in ("step", "episode_return", "episodes"))
+        seeds.append(smoothed(at, *columns, window=window))
+    each = np.array(seeds)
+    mean = each.mean(axis=0)
+    if len(each) < 3:
+        return Line(label, at, mean, each=each if len(each) > 1 else None)
+    spread = each.std(axis=0, ddof=1)
+    return Line(label, at, mean, mean - spread, mean + spread, each)
 
 
 def smoothed(
-    at: np.ndarray, steps: np.ndarray, returns: np.ndarray, episodes: np.ndarray, window: float
+    at: np.ndarray, steps: np.ndarray, returns: np.ndarray, episodes: np.ndarray, *, window: float
 ) -> np.ndarray:
     """Mean return of the games that finished within half a `window` of each step in `at`.
 
@@ -62,7 +313,7 @@ def smoothed(
     order = np.argsort(steps, kind="stable")
     steps, returns, episodes = steps[order], returns[order], episodes[order]
     games = np.concatenate([[0.0], np.cumsum(episodes)])
-    # About their mean, so that sums over a long run lose no digits.
+    # Around their mean, so that sums over a long run lose no digits.
     centre = np.average(returns, weights=episodes)
     sums = np.concatenate([[0.0], np.cumsum(episodes * (returns - centre))])
     low = np.searchsorted(steps, at - window / 2, side="left")
@@ -70,204 +321,6 @@ def smoothed(
     known = (high > low) & (at >= steps[0]) & (at <= steps[-1])
     counted = np.where(known, games[high] - games[low], 1.0)
     return np.where(known, centre + (sums[high] - sums[low]) / counted, np.nan)
-
-
-def curve(data: Mapping[str, np.ndarray], window: float) -> Curve | None:
-    """The smoothed seeds of a run, or `None` if no game has finished."""
-    if not data:
-        return None
-    played = (data["episodes"] > 0) & np.isfinite(data["episode_return"])
-    grid = np.unique(data["step"])
-    seeds = []
-    for seed in np.unique(data["seed"][played]):
-        rows = data["seed"] == seed
-        steps, returns, episodes = (
-            data[name][rows] for name in ("step", "episode_return", "episodes")
-        )
-        seeds.append(smoothed(grid, steps, returns, episodes, window))
-    return Curve(grid, np.array(seeds)) if seeds else None
-
-
-def learning_curve(
-    runs: Mapping[str, str | Path | Mapping[str, np.ndarray]],
-    out: str | Path,
-    *,
-    title: str = "",
-    frames_per_step: int = 1,
-    smooth: float = 0.03,
-) -> None:
-    """Draws mean episode return over steps: seeds thin, their mean thick.
-
-    With three seeds or more, one standard deviation about the mean is shaded. The mean is drawn
-    where every seed has a value.
-
-    Args:
-      runs: label -> metrics.csv, or what `read_csv` made of one.
-      out: file of the picture; its suffix is the format.
-      title: above the picture.
-      frames_per_step: named at the axis where it is not 1.
-      smooth: width of the moving average, as a share of the longest run; 0 shows rows as they are.
-    """
-    out = Path(out)
-    tables = {label: _table(label, run) for label, run in runs.items()}
-    longest = max((float(t["step"].max()) for t in tables.values() if t), default=0.0)
-    curves = {label: curve(table, smooth * longest) for label, table in tables.items()}
-    drawn = {label: c for label, c in curves.items() if c is not None}
-
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=SIZE, dpi=DPI, layout=layout)
-    axes = figure.add_subplot()
-    scale, unit = unit_of(longest)
-    for c, colour in zip(drawn.values(), _cycle(len(drawn)), strict=True):
-        _draw(axes, c, scale, colour)
-    axes.set_xlim(0, longest / scale or 1)
-    _dress(axes, title, unit, frames_per_step, _key(drawn.values()))
-    if drawn:
-        _name(axes, drawn)
-    else:
-        axes.set_yticks([])
-        if not longest:
-            axes.set_xticks([])
-        axes.text(
-            0.5,
-            0.5,
-            "no game has finished yet",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            color=GREY,
-            fontsize=FONT,
-        )
-
-    # A reader, or a killed process, never meets half a picture.
-    new = out.with_name(f".{out.stem}.new{out.suffix}")
-    with writing(new):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure)
-        figure.savefig(new)
-        new.replace(out)
-
-
-def _table(label: str, run: str | Path | Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    table = run if isinstance(run, Mapping) else read_csv(run)
-    if table and (lacking := [name for name in NEEDED if name not in table]):
-        raise ValueError(
-            f"{label}: given no columns {lacking}; expected {list(NEEDED)}, as CsvLog writes them."
-        )
-    return table if table and len(table["step"]) else {}
-
-
-def _cycle(n: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(n)]
-
-
-def unit_of(longest: float) -> tuple[float, str]:
-    """What a long axis counts in, and the word for it."""
-    if longest >= 1e6:
-        return 1e6, "million "
-    return (1e3, "thousand ") if longest >= 1e4 else (1.0, "")
-
-
-def plain(axes: Axes, font: float) -> None:
-    """Axes that do not stand out."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(labelsize=font, color=GREY, labelcolor="#222222")
-    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def _draw(axes: Axes, c: Curve, scale: float, colour: str) -> None:
-    x = c.steps / scale
-    if len(c.seeds) > 1:
-        for y in c.seeds:
-            _line(axes, x, y, color=colour, linewidth=0.9, alpha=0.4, zorder=2)
-    if len(c.seeds) > 2:
-        low, high = c.mean - c.spread, c.mean + c.spread
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=1)
-    _line(axes, x, c.mean, color=colour, linewidth=2.6, zorder=3)
-
-
-def _line(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
-    """A line; a point without neighbours, which it would not show, gets a dot."""
-    axes.plot(x, y, solid_capstyle="round", solid_joinstyle="round", **style)
-    known = np.pad(np.isfinite(y), 1)
-    alone = known[1:-1] & ~known[:-2] & ~known[2:]
-    size = 3 + 1.2 * float(style.pop("linewidth"))
-    if alone.any():
-        dots: dict[str, Any] = {"markersize": size, "markeredgewidth": 0, "clip_on": False}
-        axes.plot(x[alone], y[alone], "o", **dots, **style)
-
-
-def _key(curves: Collection[Curve]) -> str:
-    """What the lines mean."""
-    counts = sorted({len(c.seeds) for c in curves})
-    if not counts or counts[-1] < 2:
-        return ""
-    number = f"{counts[0]} seeds" if len(counts) == 1 else "the seeds"
-    shade = " · shaded: ± one standard deviation" if counts[-1] > 2 else ""
-    return f"thick: mean of {number} · thin: each seed{shade}"
-
-
-def _dress(axes: Axes, title: str, unit: str, frames: int, key: str) -> None:
-    axes.set_xlabel(
-        f"{unit}steps" + (f" ({frames} frames each)" if frames != 1 else ""), fontsize=FONT
-    )
-    axes.set_ylabel("mean episode return", fontsize=FONT)
-    axes.set_title(title, loc="left", fontsize=FONT + 3, pad=26 if key else 12)
-    axes.annotate(
-        key,
-        (0, 1),
-        (0, 8),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        color=GREY,
-        fontsize=FONT - 2,
-    )
-    plain(axes, FONT - 1)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-
-
-def _name(axes: Axes, drawn: Mapping[str, Curve]) -> None:
-    """Labels the curves at their ends, none upon another."""
-    ends = []
-    for (label, c), colour in zip(drawn.items(), _cycle(len(drawn)), strict=True):
-        last = c.seeds[:, np.flatnonzero(np.isfinite(c.seeds).any(axis=0))[-1]]
-        ends.append((last[np.isfinite(last)].mean(), label, colour))
-    ends.sort(key=lambda end: end[0])
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    gap = (high - low) * 1.35 * FONT / 72 / (SIZE[1] * 0.72)
-    heights = _apart([end[0] for end in ends], gap, low + gap / 2, high - gap / 2)
-    for (_, label, colour), height in zip(ends, heights, strict=True):
-        axes.annotate(
-            label,
-            (1, height),
-            (8, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=FONT,
-            fontweight="bold",
-            annotation_clip=False,
-        )
-
-
-def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
-    """Ascending `heights` in [low, high], moved as little as makes them at least `gap` apart."""
-    # Less i·gap, that is the nearest ascending sequence: pool neighbours that are not.
-    blocks: list[list[float]] = []
-    for i, height in enumerate(heights):
-        blocks.append([height - i * gap])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            last = blocks.pop()
-            blocks[-1] += last
-    pooled = np.concatenate([[np.mean(block)] * len(block) for block in blocks])
-    top = max(high - gap * (len(heights) - 1), low)
-    spaced: np.ndarray = np.clip(pooled, low, top) + gap * np.arange(len(heights))
-    return spaced
 
 
 def describe(directories: Sequence[Path]) -> tuple[list[str], str]:
@@ -283,7 +336,7 @@ def describe(directories: Sequence[Path]) -> tuple[list[str], str]:
     for game, config, name in zip(games, configs, names, strict=True):
         words = ["" if same else game, config.get("algorithm", "")]
         labels.append(" ".join(filter(None, words)) or name)
-    # Of runs that would be called the same, the folders tell which is which.
+    # Folders tell runs apart that would have the same label.
     labels = [
         label if labels.count(label) == 1 else f"{label} ({directory})"
         for label, directory in zip(labels, directories, strict=True)
@@ -294,7 +347,7 @@ def describe(directories: Sequence[Path]) -> tuple[list[str], str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.plotting",
+        prog="python -m jaxsoft.cli.plot",
         description="Draw the learning curves of one or several runs into one picture.",
     )
     parser.add_argument(

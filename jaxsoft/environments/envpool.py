@@ -85,7 +85,7 @@ def about(game: str, **options: Any) -> About:
             raise _checks.fail(
                 "environments",
                 f"{game} with {what} {given}",
-                f"an environment whose {what} are one array, or one of so many",
+                f"an environment whose {what} are an array or a category",
                 "Bring it as an environment of your own (jaxsoft.environments.base.Environment).",
             )
     assert action is not None
@@ -95,7 +95,7 @@ def about(game: str, **options: Any) -> About:
         observation = Space((one_hot,), np.dtype(np.float32), low=0, high=1)
     return About(
         game=game,
-        is_atari=hasattr(spec.config, "stack_num") and hasattr(spec.config, "episodic_life"),
+        is_atari=hasattr(spec.config, "full_action_space"),
         observation=observation,
         action=action,
         first_action=int(getattr(actions, "start", 0)) if action.categories else 0,
@@ -104,9 +104,11 @@ def about(game: str, **options: Any) -> About:
 
 
 def _space(given: Any) -> Space | None:
-    """Gymnasium's space as ours; `None` for what is not one array, such as buttons or dicts."""
-    if hasattr(given, "n") and given.shape == ():
-        return Space.discrete(int(given.n))
+    """Gymnasium's space as ours; `None` for what is not one array, such as a dict."""
+    if hasattr(given, "n"):
+        if given.shape == ():
+            return Space.discrete(int(given.n))
+        return Space(given.shape, given.dtype, 0, 0, 1)  # of bits
     if not getattr(given, "shape", None) or not hasattr(given, "low"):
         return None
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(given.dtype))
@@ -130,7 +132,7 @@ class _Pool:
         self.about = about(game, **options)
         if self.about.is_atari:
             options["stack_num"] = 1
-        # One seed an environment: learner `seed` has the same ones whoever trains beside it.
+        # One seed per environment: agent `seed` has the same ones whoever trains beside it.
         env_seeds = [seed * num_envs + i for seed in seeds for i in range(low, high)]
         with _quietly():
             self.pool = _import_envpool().make(
@@ -190,8 +192,8 @@ class EnvPool(_Pool):
 
     Args:
       game: an EnvPool id, such as `"Pong-v5"` or `"CartPole-v1"`.
-      num_envs: N, environments per learner.
-      seeds: of the S learners. Learner s has the same environments alone or beside others.
+      num_envs: N, environments per agent.
+      seeds: of the S agents. Agent s has the same environments alone or beside others.
       part: (low, high), to have only these of the N environments.
       **options: EnvPool's own, such as `episodic_life=True`.
     """
@@ -206,7 +208,8 @@ class EnvPool(_Pool):
         **options: Any,
     ) -> None:
         super().__init__(game, num_envs=num_envs, seeds=seeds, part=part, **options)
-        wide = self._action_dtype.itemsize > 4
+        spoken = self._action_dtype, *(x.dtype for x in self.pool.spec.state_array_spec.values())
+        wide = any(np.dtype(dtype).itemsize > 4 for dtype in spoken)
         with jax.enable_x64(wide or jax.config.read("jax_enable_x64")):
             self._handle, _, _, step = self.pool.xla()
         self._step = _in_64_bits(step, self._action_dtype) if wide else step

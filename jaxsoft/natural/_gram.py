@@ -19,25 +19,37 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.typing import DTypeLike
 
 from jaxsoft import _convolution
+from jaxsoft._jax import (
+    CALLS,
+    CUSTOM_CALLS,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    evaluate,
+    has_programs,
+    interpret,
+    read,
+    run,
+    struct,
+)
 
 Params = Any
-_Env: TypeAlias = dict[Var, Array]
 
 # In TF32, the GPU's default, K would be indefinite by more than any small damping.
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
-_CALLS |= {"custom_jvp_call", "custom_vjp_call"}  # of constants: linearize dissolves the others
+# Custom calls are of constants: linearize dissolves the others.
+_CALLS = CALLS | CUSTOM_CALLS
 _LOOPS = {"scan", "while", "cond"}
 _ELEMENTWISE = {"add", "sub", "mul", "div"}  # those that broadcast axes of size one
 _ISOMETRIES = {"reshape", "transpose", "squeeze", "broadcast_in_dim"}
@@ -95,21 +107,24 @@ def structured_gram(lin: Callable[[Params], Array], params: Params) -> Array | N
         return jnp.ravel(lin(jax.tree.unflatten(treedef, leaves)))
 
     nested = jax.make_jaxpr(flat)(*leaves)
-    inline = functools.partial(_inline, nested.jaxpr, nested.consts)
+
+    def inline(*leaves: Array) -> list[Array]:
+        return interpret(nested, leaves, _plain, lift=lambda constant: constant, enter=_CALLS)
+
     try:
         closed = jax.make_jaxpr(inline)(*leaves)
         program = _analyse(closed.jaxpr)
     except _UnrecognisedError:
         return None
     uses, consts = program.uses, zip(closed.jaxpr.constvars, closed.consts, strict=True)
-    env = _run(program.constant, dict(consts))
+    env = run(program.constant, dict(consts))
 
     def tail(meetings: list[Array]) -> Array:
         zs = {use.out: z for use, z in zip(uses, meetings, strict=True)}
-        return _read(_run(program.tail, env | zs), closed.jaxpr.outvars[0])
+        return read(run(program.tail, env | zs), closed.jaxpr.outvars[0])
 
-    out = _struct(closed.jaxpr.outvars[0])
-    transpose = jax.linear_transpose(tail, [_struct(use.out) for use in uses])
+    out = struct(closed.jaxpr.outvars[0])
+    transpose = jax.linear_transpose(tail, [struct(use.out) for use in uses])
     [deltas] = transpose(jnp.ones(out.shape, out.dtype))
     dtype = jnp.promote_types(out.dtype, jnp.float32)
     gram = jnp.zeros((out.size, out.size), dtype)
@@ -117,7 +132,7 @@ def structured_gram(lin: Callable[[Params], Array], params: Params) -> Array | N
     count = Counter(leaf for use in uses for leaf in program.leaves[use.view])
     summed: dict[Var, Array] = {}
     for use, delta in zip(uses, deltas, strict=True):
-        x = None if use.data is None else _read(env, use.data)
+        x = None if use.data is None else read(env, use.data)
         alone = all(count[leaf] == 1 for leaf in program.leaves[use.view])
         if alone and use.view in program.isometric:
             gram += _use_gram(use, x, delta.astype(dtype))
@@ -132,11 +147,11 @@ def structured_gram(lin: Callable[[Params], Array], params: Params) -> Array | N
     eqns = [eqn for eqn in program.prelude if program.leaves[eqn.outvars[0]] <= indices]
 
     def prelude(*leaves: Array) -> list[Array]:
-        ran = _run(eqns, env | dict(zip(variables, leaves, strict=True)))
+        ran = run(eqns, env | dict(zip(variables, leaves, strict=True)))
         return [ran[view] for view in summed]
 
-    pull = jax.linear_transpose(prelude, *map(_struct, variables))
-    rows = [gradients.astype(_struct(view).dtype) for view, gradients in summed.items()]
+    pull = jax.linear_transpose(prelude, *map(struct, variables))
+    rows = [gradients.astype(struct(view).dtype) for view, gradients in summed.items()]
     return gram + _rows_gram(jax.vmap(pull)(rows), dtype)
 
 
@@ -169,7 +184,7 @@ def _analyse(jaxpr: Jaxpr) -> _Program:
             downstream.update(eqn.outvars)
         elif not views:
             program.constant.append(eqn)
-        elif len(views) == 1 and (use := _match(eqn, views[0], _struct(out).size)):
+        elif len(views) == 1 and (use := _match(eqn, views[0], struct(out).size)):
             program.uses.append(use)
             downstream.add(use.out)
         elif eqn.primitive.name in _LOOPS:
@@ -178,7 +193,7 @@ def _analyse(jaxpr: Jaxpr) -> _Program:
             program.prelude.append(eqn)
             made_of = frozenset[int]().union(*(leaves[view] for view in views))
             leaves.update(dict.fromkeys(eqn.outvars, made_of))
-            same_size = _struct(eqn.outvars[0]).size == _struct(views[0]).size
+            same_size = struct(eqn.outvars[0]).size == struct(views[0]).size
             if eqn.primitive.name in _ISOMETRIES and same_size and views[0] in program.isometric:
                 program.isometric.update(eqn.outvars)
     if out not in downstream:
@@ -188,7 +203,7 @@ def _analyse(jaxpr: Jaxpr) -> _Program:
 
 def _match(eqn: JaxprEqn, view: Var, size: int) -> _Use | None:
     """The use of `view` that `eqn` is, if its output has got `size` samples from the data."""
-    params, shape, side = eqn.params, _struct(eqn.outvars[0]).shape, eqn.invars.index(view)
+    params, shape, side = eqn.params, struct(eqn.outvars[0]).shape, eqn.invars.index(view)
     match eqn.primitive.name:  # pairs: axes of the output, and the axes of the data they stem from
         case "dot_general":
             free, start = _dot_axes(eqn)
@@ -199,7 +214,7 @@ def _match(eqn: JaxprEqn, view: Var, size: int) -> _Use | None:
             numbers = params["dimension_numbers"]
             pairs = [(numbers.out_spec[0], numbers.lhs_spec[0])]
         case "broadcast_in_dim":
-            old = dict(zip(params["broadcast_dimensions"], _struct(view).shape, strict=True))
+            old = dict(zip(params["broadcast_dimensions"], struct(view).shape, strict=True))
             pairs = [(axis, axis) for axis, n in enumerate(shape) if old.get(axis) != n]
         case "gather" if side == 0:
             numbers = params["dimension_numbers"]
@@ -234,7 +249,7 @@ def _use_gram(use: _Use, x: Array | None, delta: Array) -> Array:
             x is not None and params["feature_group_count"] == 1
         ):
             out = params["dimension_numbers"].out_spec
-            window = [_struct(use.view).shape[i] for i in params["dimension_numbers"].rhs_spec[2:]]
+            window = [struct(use.view).shape[i] for i in params["dimension_numbers"].rhs_spec[2:]]
             x = _patches(x.astype(delta.dtype), params, [delta.shape[i] for i in out[2:]], window)
             return _outer_gram(x, _merge(delta, (), out[:1], out[2:], out[1:2]))
     return _rows_gram(_use_gradients(use, x, delta), delta.dtype)
@@ -254,9 +269,9 @@ def _use_gradients(use: _Use, x: Array | None, delta: Array) -> Array:
     def transpose(row: Array | None, delta: Array) -> Array:
         def apply(v: Array) -> Array:
             operands = [v if atom is use.view else jnp.asarray(row) for atom in use.eqn.invars]
-            return _bind(use.eqn, operands, params)[0]
+            return evaluate(use.eqn.replace(params=params), operands)[0]
 
-        [gradient] = jax.linear_transpose(apply, _struct(use.view, delta.dtype))(delta)
+        [gradient] = jax.linear_transpose(apply, struct(use.view, delta.dtype))(delta)
         return jnp.asarray(gradient)
 
     return jax.vmap(transpose)(rows, deltas)
@@ -304,7 +319,7 @@ def _dot_axes(eqn: JaxprEqn) -> tuple[list[tuple[int, ...]], list[int]]:
     """The free axes of both operands of a dot_general, and where they start in its output."""
     contract, batch = eqn.params["dimension_numbers"]
     dims = zip(eqn.invars, contract, batch, strict=True)
-    free = [_rest(_struct(atom).ndim, *axes) for atom, *axes in dims]
+    free = [_rest(struct(atom).ndim, *axes) for atom, *axes in dims]
     return free, [len(batch[0]), len(batch[0]) + len(free[0])]
 
 
@@ -324,48 +339,14 @@ def _isolate(x: Array, rows: Sequence[int]) -> Array:
     return _merge(x, rows, _rest(x.ndim, rows)).reshape(-1, *behind)
 
 
-def _inline(jaxpr: Jaxpr, consts: Iterable[Array], *args: Array) -> list[Array]:
-    """Evaluate `jaxpr`, entering its calls and spelling out its implicit broadcasts."""
-    env: _Env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    for eqn in jaxpr.eqns:
-        operands = [_read(env, atom) for atom in eqn.invars]
-        if eqn.primitive.name in _CALLS:
-            callee = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
-            body, inner = getattr(callee, "jaxpr", callee), getattr(callee, "consts", ())
-            env.update(zip(eqn.outvars, _inline(body, inner, *operands), strict=True))
-            continue
-        if eqn.primitive.name not in _LOOPS and any(
-            hasattr(leaf, "eqns") for leaf in jax.tree.leaves(eqn.params)
-        ):
-            raise _UnrecognisedError
-        if eqn.primitive.name in _ELEMENTWISE:
-            shape = _struct(eqn.outvars[0]).shape
-            for i, atom in enumerate(eqn.invars):
-                if isinstance(atom, Var) and _struct(atom).shape != shape:
-                    axes = range(len(shape) - _struct(atom).ndim, len(shape))
-                    operands[i] = lax.broadcast_in_dim(operands[i], shape, axes)
-        env.update(zip(eqn.outvars, _bind(eqn, operands, eqn.params), strict=True))
-    return [_read(env, atom) for atom in jaxpr.outvars]
-
-
-def _run(eqns: Iterable[JaxprEqn], env: _Env) -> _Env:
-    env = dict(env)
-    for eqn in eqns:
-        results = _bind(eqn, [_read(env, atom) for atom in eqn.invars], eqn.params)
-        env.update(zip(eqn.outvars, results, strict=True))
-    return env
-
-
-def _bind(eqn: JaxprEqn, operands: list[Array], params: dict[str, Any]) -> list[Array]:
-    results = eqn.primitive.bind(*operands, **params)
-    return list(results) if eqn.primitive.multiple_results else [results]
-
-
-def _read(env: _Env, atom: Var | Literal) -> Array:
-    value: Array = atom.val if isinstance(atom, Literal) else env[atom]
-    return value
-
-
-def _struct(atom: Var | Literal, dtype: DTypeLike | None = None) -> jax.ShapeDtypeStruct:
-    aval: Any = atom.aval
-    return jax.ShapeDtypeStruct(aval.shape, dtype or aval.dtype)
+def _plain(eqn: JaxprEqn, operands: list[Array]) -> list[Array]:
+    """Evaluate an equation that is not a call, spelling out its implicit broadcasts."""
+    if eqn.primitive.name not in _LOOPS and has_programs(eqn):
+        raise _UnrecognisedError
+    if eqn.primitive.name in _ELEMENTWISE:
+        shape = struct(eqn.outvars[0]).shape
+        for i, atom in enumerate(eqn.invars):
+            if isinstance(atom, Var) and struct(atom).shape != shape:
+                axes = range(len(shape) - struct(atom).ndim, len(shape))
+                operands[i] = lax.broadcast_in_dim(operands[i], shape, axes)
+    return evaluate(eqn, operands)

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
 from jaxsoft import _checks
+from jaxsoft.training import _leaves
 
 __all__ = ["Checkpoints", "read_config", "saved_steps"]
 
@@ -50,7 +50,7 @@ class Checkpoints:
 
     Only one process may write to a directory; others may read it with `write=False`.
 
-    A run goes on from the checkpoint that it last saved or restored. The first save after an
+    A run continues from the checkpoint that it last saved or restored. The first save after an
     earlier step was restored deletes the later ones, before it begins. Where none was restored,
     nothing is saved beside the checkpoints of another run.
     """
@@ -143,19 +143,21 @@ class Checkpoints:
                 f"step {step}, having last saved or restored {before}, for {self._directory} with "
                 f"the checkpoints {steps}, open for writing: {self._write}",
                 "a later step, in a directory that has none or that one was restored from",
-                "Restore the step to go on from, or choose another --out.",
+                "Restore the step to continue from, or choose another --out.",
             )
-        leaves, _ = _flatten(state)
+        leaves, _ = _leaves.flatten(state)
         about = _About(
             version=self._version,
             config=self._config,
-            leaves={name: _describe(name, leaf) for name, leaf in leaves.items()},
-            keys={name: str(jax.random.key_impl(x)) for name, x in leaves.items() if _is_key(x)},
+            leaves={name: _leaves.describe(name, leaf) for name, leaf in leaves.items()},
+            keys={
+                name: str(jax.random.key_impl(x)) for name, x in leaves.items() if _leaves.is_key(x)
+            },
         )
         # Orbax takes neither an array of no elements nor a tree of no arrays.
-        arrays = {name: _copy(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+        arrays = {name: _leaves.owned_copy(leaf) for name, leaf in leaves.items() if np.size(leaf)}
         arrays["step"] = np.asarray(step)
-        # TensorStore goes on with its other writes after one failed; they may outlive its tidying.
+        # TensorStore continues its other writes after one failed; they may outlive its tidying.
         self._tidy()
         with self._storing(step):
             for later in steps:
@@ -218,8 +220,8 @@ class Checkpoints:
             )
         about = _read(self._directory, step)
         self._check_settings(about)
-        leaves, structure = _flatten(like)
-        given = {name: _describe(name, leaf) for name, leaf in leaves.items()}
+        leaves, structure = _leaves.flatten(like)
+        given = {name: _leaves.describe(name, leaf) for name, leaf in leaves.items()}
         if given != about.leaves:
             raise _checks.fail(
                 "Checkpoints.restore",
@@ -245,7 +247,8 @@ class Checkpoints:
         self._last = step
         # Popped, so that a large state is not in memory twice.
         return step, structure.unflatten(
-            _as(leaf, arrays.pop(name, None), about.keys.get(name)) for name, leaf in leaves.items()
+            _leaves.as_leaf(leaf, arrays.pop(name, None), about.keys.get(name))
+            for name, leaf in leaves.items()
         )
 
     def close(self) -> None:
@@ -371,59 +374,3 @@ def _differences(given: Mapping[str, str], stored: Mapping[str, str]) -> str:
     if len(names) > len(lines):
         lines.append(f"and {len(names) - len(lines)} more")
     return "\n  ".join(["", *lines])
-
-
-def _flatten(tree: PyTree) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}, structure
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(name: str, leaf: Any) -> str:
-    if hasattr(leaf, "dtype"):
-        return f"{leaf.dtype}{list(leaf.shape)}"
-    if isinstance(leaf, (int, float, complex)):
-        return f"Python {type(leaf).__name__}"
-    raise TypeError(
-        f"jaxsoft.Checkpoints: given {name} of type {type(leaf).__name__}; expected arrays, typed "
-        "keys and Python numbers only. Keep it out of the state."
-    )
-
-
-class _Owned(np.ndarray):
-    """Orbax copies the NumPy arrays it is given: gigabytes of a replay, copied a second time."""
-
-    def __deepcopy__(self, memo: object) -> _Owned:
-        return self
-
-
-def _copy(leaf: Any) -> np.ndarray:
-    """The leaf in memory that no one else writes to."""
-    array = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    if isinstance(array, jax.Array) and all(device.platform != "cpu" for device in array.devices()):
-        return np.asarray(array).view(_Owned)
-    # On the CPU `np.asarray` would be a view of the very buffer that is donated next.
-    return np.array(array).view(_Owned)
-
-
-def _as(like: Any, array: np.ndarray | None, implementation: str | None) -> Any:
-    """A leaf of the kind of `like`, from what was stored: `None` of an array of no elements."""
-    if array is None:
-        data = jax.eval_shape(jax.random.key_data, like) if implementation else like
-        array = np.zeros(data.shape, data.dtype)
-    if isinstance(like, (int, float, complex, np.generic)):
-        return type(like)(array.item())
-    if isinstance(like, np.ndarray):
-        return array
-    restored = jnp.asarray(array)
-    if implementation:
-        restored = jax.random.wrap_key_data(restored, impl=implementation)
-    elif like.weak_type and not like.shape:
-        # It must go on adapting to the dtypes it meets.
-        weak = jnp.asarray(array.item())
-        restored = weak if weak.dtype == restored.dtype else restored
-    sharding = like.sharding if getattr(like, "committed", True) else None
-    return restored if sharding is None else jax.device_put(restored, sharding)

@@ -2,7 +2,7 @@
 
 A row is one seed's report, a dict of plain numbers: `step`, `seed`, `episode_return` (mean over
 the games finished since the seed's last row, NaN if none was), `episodes` (how many those were),
-`steps_per_second`, then whatever the learner reports. A log takes rows, one `write` each.
+`steps_per_second`, then whatever the agent reports. A log takes rows, one `write` each.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes an `OSError` inside name the file and say how to mend it."""
+    """Makes an `OSError` inside name the file and say how to fix it."""
     try:
         yield
     except OSError as error:
-        mend = "Choose a directory that can be written to"
+        fix = "Choose a directory that can be written to"
         if error.errno in _FULL:
-            mend = "Free some space, or move the run to another disk, and resume it"
-        raise OSError(error.errno, f"{error.strerror or error}. {mend}", str(path)) from error
+            fix = "Free some space, or move the run to another disk, and resume it"
+        raise OSError(error.errno, f"{error.strerror or error}. {fix}", str(path)) from error
 
 
 class CsvLog:
@@ -48,7 +48,7 @@ class CsvLog:
     Args:
       path: of the file; a fresh run's must not exist, or be empty.
       columns: to fix them before the first row.
-      resume_step: to go on with a file, less its rows of later steps.
+      resume_step: to continue a file, less its rows of later steps.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class TensorBoardLog:
 
     Args:
       directory: of the event files, made if need be.
-      resume_step: to go on with a run: TensorBoard then hides what was logged of later steps.
+      resume_step: to continue a run: TensorBoard then hides what was logged of later steps.
     """
 
     def __init__(self, directory: str | Path, resume_step: int | None = None) -> None:

@@ -64,7 +64,7 @@ def initial(
 
     Args:
       agent: an `Agent`, or a function that makes one of a seed's share of `hyper`.
-      seeds: of the S learners.
+      seeds: of the S agents.
       hyper: a tree of [S, ...]: numbers in which the seeds differ, such as a temperature that the
         agent's state holds (`temperature.held`). Any such agent then acts and learns for all.
     """

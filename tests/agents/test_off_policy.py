@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from jaxsoft import losses, one_step_targets
-from jaxsoft.agents import off_policy, replay
-from jaxsoft.training.collect import Rollout
+from jaxsoft.agents import off_policy, replay, temperature
+from jaxsoft.agents.base import Metrics, Rollout
 
 STATES, ACTIONS = 5, 3
 MASKED = np.log(np.array([0.7, 0.3, 0.0]), where=[True, True, False], out=np.full(3, -np.inf))
@@ -53,10 +53,10 @@ def random_windows(seed, n, batch):
         observation=rng.integers(STATES, size=(n + 1, batch)),
         action=rng.integers(ACTIONS, size=(n, batch)),
         reward=rng.normal(size=(n, batch)),
-        terminated=terminated,
-        truncated=truncated,
-        weight=np.where(ended, 0.0, 1.0),
-        reset=np.zeros((n + 1, batch), bool),
+        discount=1.0 - terminated,
+        cut=terminated | truncated | ended,
+        weight=1.0 - ended,
+        first=np.zeros((n + 1, batch), bool),
     )
 
 
@@ -69,13 +69,13 @@ def test_targets(n, prior):
     targets = jax.jit(
         functools.partial(off_policy.n_step_targets, discount=0.9, log_prior=broadcast)
     )
-    cut = window.truncated | (window.weight == 0)
-    assert window.terminated[-1].any()
-    assert window.truncated[0].any()
+    terminated = window.discount == 0
+    assert terminated[-1].any()
+    assert (window.cut & ~terminated & (window.weight > 0))[0].any()
     for tau in (0.0, 0.3):
         y = targets(q_t, window, tau=tau)
         for b in range(60):
-            columns = (x[:, b] for x in (q_t, window.reward, window.terminated, cut))
+            columns = (x[:, b] for x in (q_t, window.reward, terminated, window.cut))
             expected = target_of(*columns, 0.9, tau, log_prior)
             np.testing.assert_allclose(y[b], expected, rtol=1e-12, err_msg=f"{tau}: window {b}")
 
@@ -86,7 +86,9 @@ def test_one_step_targets_are_those_of_the_paper(tau, log_prior):
     window = random_windows(2, 1, 40)
     q_t = np.random.default_rng(3).normal(size=(1, 40, ACTIONS))
     y = off_policy.n_step_targets(q_t, window, discount=0.99, tau=tau, log_prior=log_prior)
-    expected = one_step_targets(window.reward, window.discount(0.99), q_t, tau, log_prior)
+    expected = one_step_targets(
+        window.reward, 0.99 * window.discount, q_t, tau=tau, log_prior=log_prior
+    )
     np.testing.assert_array_equal(y, expected[0])
 
 
@@ -104,91 +106,124 @@ def tabular(**changes):
         "optimiser": optax.sgd(0.5),
         "epsilon": optax.constant_schedule(0.1),
         "num_envs": 4,
-        "observation_shape": (),
-        "observation_dtype": jnp.int32,
+        "observation": jax.ShapeDtypeStruct((), jnp.int32),
         "capacity": 80,
         "batch_size": 16,
         "discount": 0.9,
         "learning_starts": 0,
         "target_period": 1_000_000,
     }
-    return off_policy.learner(table, init_table, **settings | changes)
+    return off_policy.agent(table, init_table, **settings | changes)
 
 
 def rollout_of(seed, length=4, num_envs=4):
     return random_windows(seed, length, num_envs)
 
 
-def test_updates_are_those_of_a_table():
+def taus(schedule, steps):
+    """τ at each gradient step, from a number or a schedule."""
+    return [float(schedule(k)) if callable(schedule) else schedule for k in range(steps)]
+
+
+@pytest.mark.parametrize(
+    "tau", [0.2, optax.linear_schedule(0.5, 0.1, 9)], ids=["constant", "scheduled"]
+)
+def test_updates_are_those_of_a_table(tau):
     # Three gradient steps a rollout, and a refreshment after the first, second or third of them.
-    n, spu, period, starts, tau, gamma = 2, 4, 20, 24, 0.2, 0.9
-    learner = tabular(
-        n=n, steps_per_update=spu, target_period=period, learning_starts=starts, tau=tau
+    n, spg, period, starts, gamma = 2, 4, 20, 24, 0.9
+    agent = tabular(
+        n=n, steps_per_gradient=spg, target_period=period, learning_starts=starts, tau=tau
     )
-    state = learner.init(jax.random.key(0))
-    q = np.array(state.trained.params)
-    target, ring, update = q.copy(), state.replay, jax.jit(learner.update)
-    sample = jax.jit(replay.sample, static_argnums=(2, 3))
+    state = agent.init(jax.random.key(0))
+    q = np.array(state.params)
+    target, ring, update = q.copy(), state.replay, jax.jit(agent.update)
+    sample, scheduled = jax.jit(replay.sample, static_argnums=(2, 3)), iter(taus(tau, 18))
     for i in range(7):
         rollout, key = rollout_of(i, length=3), jax.random.key(i)
         state, metrics = update(state, rollout, key)
         ring = replay.add(ring, rollout)
         assert state.steps == 12 * (i + 1)
         if 12 * (i + 1) < starts:
-            assert metrics["updates"] == 0
-            np.testing.assert_array_equal(state.trained.params, q)
+            assert metrics.updates == 0
+            np.testing.assert_array_equal(list(metrics.sums.values()), 0)
+            np.testing.assert_array_equal(state.params, q)
             continue
-        assert metrics["updates"] == 3
+        assert metrics.updates == 3
         expected = []
         for k, sample_key in enumerate(jax.random.split(key, 3)):
             window = jax.tree.map(np.asarray, sample(ring, sample_key, 16, n))
-            cut = window.truncated | (window.weight == 0)
+            now, terminated = next(scheduled), window.discount == 0
             gradient, sums, count = np.zeros_like(q), np.zeros(6), window.weight[0].sum()
             for b in np.flatnonzero(window.weight[0]):
                 s, a = window.observation[0, b], window.action[0, b]
-                columns = (x[:, b] for x in (window.reward, window.terminated, cut))
-                y = target_of(target[window.observation[1:, b]], *columns, gamma, tau, None)
+                columns = (x[:, b] for x in (window.reward, terminated, window.cut))
+                y = target_of(target[window.observation[1:, b]], *columns, gamma, now, None)
                 gradient[s, a] += (q[s, a] - y) / count
-                v, kl = soft(q[s], tau, None)
+                v, kl = soft(q[s], now, None)
                 error = q[s, a] - y
                 sums += error**2 / 2, abs(error), q[s, a], v, np.log(ACTIONS) - kl, kl
             q = q - 0.5 * gradient
             expected.append([*sums / count, np.linalg.norm(gradient)])
-            if (12 * i + spu * (k + 1)) % period == 0:
+            if (12 * i + spg * (k + 1)) % period == 0:
                 target = q.copy()
-        np.testing.assert_allclose(state.trained.params, q, rtol=1e-5)
+        np.testing.assert_allclose(state.params, q, rtol=1e-5)
         np.testing.assert_allclose(state.target_params, target, rtol=1e-5)
         names = ("loss", "td_error", "q", "value", "entropy", "kl", "gradient_norm")
-        reported = [metrics[name] for name in names]
-        np.testing.assert_allclose(reported, np.mean(expected, axis=0), rtol=1e-5)
+        reported = [metrics.sums[name] for name in names]
+        np.testing.assert_allclose(reported, np.sum(expected, axis=0), rtol=1e-5)
+    assert next(scheduled, None) is None
     assert np.any(target != q)
+
+
+def test_a_temperature_is_told_each_batchs_kl_to_the_prior():
+    heard = temperature.Temperature(
+        init=lambda: (jnp.float32(0.3), jnp.float32(0)),
+        value=lambda state: state[0],
+        update=lambda state, kl: (state[0] * 0.9, state[1] + kl.astype(jnp.float32)),
+    )
+    log_prior = np.log([0.7, 0.2, 0.1])
+    agent = tabular(tau=heard, log_prior=log_prior, steps_per_gradient=16)
+    state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
+    ring, tau = state.replay, 0.3
+    for i in range(3):
+        rollout, key, (q, before) = rollout_of(i), jax.random.key(i), (state.params, state[3][1])
+        state, metrics = update(state, rollout, key)
+        ring = replay.add(ring, rollout)
+        assert metrics.updates == 1
+        window = replay.sample(ring, jax.random.split(key, 1)[0], 16, 1)
+        kls = [soft(np.asarray(q)[s], tau, log_prior)[1] for s in window.observation[0]]
+        expected = np.average(kls, weights=window.weight[0])
+        np.testing.assert_allclose(state.temperature[1] - before, expected, rtol=1e-5)
+        tau *= 0.9
+    np.testing.assert_allclose(state.temperature[0], tau, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("period", "refreshed"), [(40, {2, 4}), (5, set(range(6)))])
 def test_the_target_is_refreshed_when_a_period_is_met_or_passed(period, refreshed):
-    learner = tabular(steps_per_update=16, target_period=period)
-    state, update = learner.init(jax.random.key(0)), jax.jit(learner.update)
+    agent = tabular(steps_per_gradient=16, target_period=period)
+    state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
     for i in range(6):
         before = state.target_params
         state, _ = update(state, rollout_of(i), jax.random.key(i))
-        expected = state.trained.params if i in refreshed else before
+        expected = state.params if i in refreshed else before
         np.testing.assert_array_equal(state.target_params, expected)
-        assert np.any(state.trained.params != before)
+        assert np.any(state.params != before)
 
 
 @pytest.mark.parametrize(("n", "expected"), [(3, [4, 4]), (4, [0, 4])])
 def test_learning_waits_for_windows(n, expected):
     # Sixteen steps of four environments are four rows: too few for a window of four and its end.
-    learner = tabular(n=n)
-    state, update = learner.init(jax.random.key(0)), jax.jit(learner.update)
+    agent = tabular(n=n)
+    state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
     updates = []
     for i in range(2):
         state, metrics = update(state, rollout_of(i), jax.random.key(i))
-        updates.append(float(metrics["updates"]))
+        updates.append(float(metrics.updates))
     assert updates == expected
-    assert set(metrics) == {
+    assert isinstance(metrics, Metrics)
+    assert set(metrics.sums) == {
         *("loss", "td_error", "q", "value", "entropy", "kl"),
-        *("gradient_norm", "skipped", "epsilon", "updates"),
+        *("gradient_norm", "skipped", "epsilon"),
     }
 
 
@@ -201,24 +236,27 @@ def test_another_loss():
 
     norms = []
     for loss in (none, absolute):
-        learner = tabular(loss=loss, steps_per_update=16)
-        state, update = learner.init(jax.random.key(0)), jax.jit(learner.update)
+        agent = tabular(loss=loss, steps_per_gradient=16)
+        state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
         for i in range(2):
             state, metrics = update(state, rollout_of(i), jax.random.key(i))
-        norms.append(metrics["gradient_norm"])
+        norms.append(metrics.sums["gradient_norm"])
     assert norms[0] == 0
     assert 0 < norms[1] <= 1
 
 
 def test_behaviour_is_epsilon_greedy():
     # The schedule subtracts its beginning: an unsigned count would have gone round.
-    learner = tabular(epsilon=optax.linear_schedule(1.0, 0.0, 60, transition_begin=40))
-    state = learner.init(jax.random.key(0))
-    greedy = np.argmax(state.trained.params, axis=-1)
-    act, keys = jax.jit(learner.act), jax.random.split(jax.random.key(1), 6000)
+    agent = tabular(epsilon=optax.linear_schedule(1.0, 0.0, 60, transition_begin=40))
+    state = agent.init(jax.random.key(0))
+    greedy = np.argmax(state.params, axis=-1)
+    act, keys = jax.jit(agent.act), jax.random.split(jax.random.key(1), 6000)
     observation = np.arange(6000) % STATES
     for steps, epsilon in [(0, 1.0), (70, 0.5), (100, 0.0), (2**31 + 5, 0.0), (2**32 - 1, 0.0)]:
-        action = np.asarray(act(state._replace(steps=jnp.uint32(steps)), observation, keys))
+        later = state._replace(steps=jnp.uint32(steps))
+        action, carry, extras = act(later, None, observation, keys)
+        assert carry is extras is None
+        action = np.asarray(action)
         assert action.dtype == np.int32
         # Four standard deviations of a share are 0.026 at most.
         for state_index in range(STATES):
@@ -228,36 +266,54 @@ def test_behaviour_is_epsilon_greedy():
         assert abs((other == 1).mean() - epsilon / ACTIONS) < 0.03
         if epsilon == 0:
             np.testing.assert_array_equal(action, greedy[observation])
+    action, carry, extras = agent.greedy(state, None, observation, keys)
+    np.testing.assert_array_equal(action, greedy[observation])
+    assert action.dtype == np.int32
+    assert carry is extras is None
 
 
 def test_actions_are_an_environments_own():
-    learner = tabular(epsilon=optax.constant_schedule(0.7))
-    state, keys = learner.init(jax.random.key(0)), jax.random.split(jax.random.key(1), 12)
+    agent = tabular(epsilon=optax.constant_schedule(0.7))
+    state, keys = agent.init(jax.random.key(0)), jax.random.split(jax.random.key(1), 12)
     observation = np.arange(12) % STATES
-    act = jax.jit(learner.act)
-    together = act(state, observation, keys)
-    np.testing.assert_array_equal(together[:5], act(state, observation[:5], keys[:5]))
+    act = jax.jit(agent.act)
+    together, *_ = act(state, None, observation, keys)
+    alone, *_ = act(state, None, observation[:5], keys[:5])
+    np.testing.assert_array_equal(together[:5], alone)
 
 
 def test_epsilon_is_reported_as_it_was_acted_by():
-    learner = tabular(epsilon=optax.linear_schedule(1.0, 0.0, 32))
-    state, update, reported = learner.init(jax.random.key(0)), jax.jit(learner.update), []
+    """A sum over gradient steps as everything else: there are four of them an update."""
+    agent = tabular(epsilon=optax.linear_schedule(1.0, 0.0, 32))
+    state, update, reported = agent.init(jax.random.key(0)), jax.jit(agent.update), []
     for i in range(4):
         state, metrics = update(state, rollout_of(i), jax.random.key(i))
-        reported.append(float(metrics["epsilon"]))
+        assert metrics.updates == 4
+        reported.append(float(metrics.sums["epsilon"] / metrics.updates))
     assert reported == [1.0, 0.5, 0.0, 0.0]
 
 
+def test_only_the_replay_is_forgotten():
+    agent = tabular()
+    state = agent.init(jax.random.key(0))
+    forgotten = agent.forget(state)
+    assert forgotten.replay is None
+    jax.tree.map(np.testing.assert_array_equal, forgotten._replace(replay=state.replay), state)
+    acted = [agent.act(x, None, np.arange(5), jax.random.split(jax.random.key(1), 5))[0]
+             for x in (state, forgotten)]  # fmt: skip
+    np.testing.assert_array_equal(*acted)
+
+
 def test_seeds_side_by_side_learn_what_they_learn_alone():
-    learner = tabular(n=2, target_period=24, learning_starts=32)
+    agent = tabular(n=2, target_period=24, learning_starts=32)
 
     def act_and_update(state, rollout, key):
-        action = learner.act(state, rollout.observation[0], jax.random.split(key, 4))
-        return action, *learner.update(state, rollout, key)
+        action, *_ = agent.act(state, None, rollout.observation[0], jax.random.split(key, 4))
+        return action, *agent.update(state, rollout, key)
 
     one, both = jax.jit(act_and_update), jax.jit(jax.vmap(act_and_update))
     keys = jax.random.split(jax.random.key(0), 2)
-    alone = [learner.init(key) for key in keys]
+    alone = [agent.init(key) for key in keys]
     together = jax.tree.map(lambda *x: jnp.stack(x), *alone)
     for i in range(4):
         rollouts = [rollout_of(10 * i + seed) for seed in range(2)]
@@ -271,8 +327,8 @@ def test_seeds_side_by_side_learn_what_they_learn_alone():
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_updating_copies_no_ring(seeds):
-    learner = tabular(capacity=400_000)
-    init, update, rollout = learner.init, learner.update, rollout_of(0)
+    agent = tabular(capacity=400_000)
+    init, update, rollout = agent.init, agent.update, rollout_of(0)
     key = jax.random.key(0)
     if seeds > 1:
         init, update = jax.vmap(init), jax.vmap(update)
@@ -317,27 +373,28 @@ def play(act, state, position, ended, key, length):
     def step(carry, key):
         position, ended = carry
         act_key, cut_key = jax.random.split(key)
-        action = act(state, position, jax.random.split(act_key, len(position)))
+        action, *_ = act(state, None, position, jax.random.split(act_key, len(position)))
         then = jnp.where(ended, 0, transition[position, action])
         over = ~ended & (then == 3)
         cut = ~ended & ~over & (jax.random.uniform(cut_key, ended.shape) < CUT)
         # What the dummy step is said to pay is not to be believed.
         paid = jnp.where(ended, 9.0, reward[position, action])
-        return (then, over | cut), (then, action, paid, over, cut, 1.0 - ended, ended)
+        end = over | cut
+        return (then, end), (then, action, paid, 1.0 - over, end | ended, 1.0 - ended, ended)
 
-    (last, ended_last), (then, action, paid, over, cut, weight, reset) = jax.lax.scan(
+    (last, ended_last), (then, action, paid, discount, cut, weight, first) = jax.lax.scan(
         step, (position, ended), jax.random.split(key, length)
     )
     observation = jnp.concatenate([position[None], then])
-    resets = jnp.concatenate([jnp.zeros_like(reset[:1]), reset])
-    return last, ended_last, Rollout(observation, action, paid, over, cut, weight, resets)
+    first = jnp.concatenate([jnp.zeros_like(first[:1]), first])
+    return last, ended_last, Rollout(observation, action, paid, discount, cut, weight, first)
 
 
 @pytest.mark.parametrize(
     ("tau", "log_prior", "n"), [(0.0, None, 1), (0.3, None, 1), (0.3, 0.0, 1), (0.3, 0.0, 3)]
 )
 def test_a_chain_is_solved(tau, log_prior, n):
-    learner = tabular(
+    agent = tabular(
         tau=tau,
         log_prior=log_prior,
         n=n,
@@ -348,27 +405,27 @@ def test_a_chain_is_solved(tau, log_prior, n):
         optimiser=optax.sgd(optax.exponential_decay(4.0, 150, 0.5) if n > 1 else 4.0),
         epsilon=optax.constant_schedule(1.0),
         learning_starts=1024,
-        steps_per_update=32,
+        steps_per_gradient=32,
         target_period=32 * 4,
     )
 
     def update(carry, key):
         state, position, ended = carry
         play_key, learn_key = jax.random.split(key)
-        position, ended, rollout = play(learner.act, state, position, ended, play_key, 64)
-        state, metrics = learner.update(state, rollout, learn_key)
+        position, ended, rollout = play(agent.act, state, position, ended, play_key, 64)
+        state, metrics = agent.update(state, rollout, learn_key)
         return (state, position, ended), metrics
 
     @jax.jit
     def train(key):
-        state = learner.init(key)
+        state = agent.init(key)
         carry = (state, jnp.zeros(8, int), jnp.zeros(8, bool))
         (trained, *_), metrics = jax.lax.scan(update, carry, jax.random.split(key, 40))
-        return state.trained.params, trained.trained.params, metrics
+        return state.params, trained.params, metrics
 
     first, q, metrics = train(jax.random.key(0))
-    assert metrics["updates"][0] == 0
-    assert metrics["updates"][-1] == 16
+    assert metrics.updates[0] == 0
+    assert metrics.updates[-1] == 16
     np.testing.assert_array_equal(q[3:], first[3:])  # where no transition starts
     # Nothing is random in one step: at the fixed point there is no noise.
     np.testing.assert_allclose(q[:3], chain_q(tau, log_prior, n), atol=2e-4 if n == 1 else 0.03)
@@ -386,8 +443,8 @@ def test_a_chain_is_solved(tau, log_prior, n):
         (lambda: tabular(learning_starts=-1), "learning_starts >= 0"),
         (lambda: tabular(target_period=0), "target_period >= 1"),
         (lambda: tabular(batch_size=0), "batch_size >= 1"),
-        (lambda: _update_once(tabular(steps_per_update=32)), "Choose T so that"),
-        (lambda: _update_once(tabular(steps_per_update=3)), "a whole number of gradient steps"),
+        (lambda: _update_once(tabular(steps_per_gradient=32)), "Choose T so that"),
+        (lambda: _update_once(tabular(steps_per_gradient=3)), "a whole number of gradient steps"),
     ],
 )
 def test_mistakes_are_named(call, words):
@@ -395,5 +452,5 @@ def test_mistakes_are_named(call, words):
         call()
 
 
-def _update_once(learner):
-    return learner.update(learner.init(jax.random.key(0)), rollout_of(0), jax.random.key(0))
+def _update_once(agent):
+    return agent.update(agent.init(jax.random.key(0)), rollout_of(0), jax.random.key(0))

@@ -1,6 +1,7 @@
-"""On-policy algorithms and learners against NumPy, on rollouts with ends and dummy steps."""
+"""On-policy algorithms and agents against NumPy, on rollouts with ends and dummy steps."""
 
 import functools
+import sys
 from dataclasses import replace
 
 import jax
@@ -10,12 +11,14 @@ import optax
 import pytest
 
 import jaxsoft
-from jaxsoft import natural
+from jaxsoft import boltzmann, losses, returns
 from jaxsoft.agents import on_policy
-from jaxsoft.agents.base import Trained, descend
+from jaxsoft.agents.base import Metrics, Rollout
+from jaxsoft.agents.natural import damped_q, natural_pg
 from jaxsoft.agents.networks import MLP, ActorCritic, QNetwork
-from jaxsoft.agents.on_policy import ALGORITHMS, Objective, damped_q, gradient_of, natural_pg
-from jaxsoft.training.collect import Rollout
+from jaxsoft.agents.on_policy import Acted, Direction, Objective, direction_of
+from jaxsoft.agents.registry import ALGORITHMS
+from jaxsoft.natural import _operator
 from tests.support import bridge, oracles
 from tests.support.bridge import assert_close, assert_differs, log_of
 
@@ -28,14 +31,23 @@ PRIORS = {
     "counting": (0.0, np.ones(A), 0.05),
     "masked": (log_of(MEASURE), MEASURE, 2.5),
 }
-HEADS = ("q", "actor_critic")
+HEADS = {"q": on_policy.q_head, "actor_critic": on_policy.actor_critic_head}
+LOSSES = {
+    name: getattr(on_policy, name)
+    for name in ("a2c", "a2c_naive", "soft_q", "nstep_soft_q", "pcl", "pgq")
+}
+GRADIENTS = {name: direction_of(loss) for name, loss in LOSSES.items()}
 SOLVES = {
     "natural_pg": natural_pg(damping=DAMPING),
     "natural_pg_cg": natural_pg(damping=DAMPING, solver="cg"),
     "damped_q": damped_q(damping=DAMPING),
 }
-GRADIENTS = {name: gradient_of(loss) for name, loss in ALGORITHMS.items()}
-DESCRIPTION = {"loss", "value", "value_error", "entropy", "kl"}
+METRICS = {"loss", "value", "entropy", "kl", "gradient_norm", "skipped"}
+# An optimiser that steps nowhere, and whose state is the direction that it was given last.
+RECORDER = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda direction, *_: (jax.tree.map(jnp.zeros_like, direction), direction),
+)
 
 
 def random_rollout(seed, length=T, num_envs=N):
@@ -53,11 +65,17 @@ def random_rollout(seed, length=T, num_envs=N):
         observation=rng.integers(STATES, size=(length + 1, num_envs)),
         action=rng.choice(np.flatnonzero(MEASURE), size=(length, num_envs)),
         reward=rng.normal(size=(length, num_envs)),
-        terminated=terminated,
-        truncated=truncated,
+        discount=1.0 - terminated,
+        cut=terminated | truncated | dummy,
         weight=1.0 - dummy,
-        reset=np.zeros((length + 1, num_envs), bool),
+        first=np.concatenate([np.zeros((1, num_envs), bool), dummy]),
     )
+
+
+def ends(rollout):
+    """(terminated, truncated) [T, N]."""
+    terminated = rollout.discount == 0
+    return terminated, rollout.cut & ~terminated & (rollout.weight > 0)
 
 
 def network_of(agent):
@@ -78,20 +96,35 @@ class Case:
         self.agent, self.theta = bridge.make_agent(
             oracles.mlp(0, STATES, A), head, np.tile(measure, (STATES, 1)), self.tau
         )
-        self.network = network_of(self.agent)
+        self.head, self.network = HEADS[head], network_of(self.agent)
         self.objective = Objective(self.tau, GAMMA, STEPS, C, log_prior)
         self.rollout = random_rollout(1)
         self.losses = jax.jit(self._losses)
-        self.gradients = jax.jit(functools.partial(self._apply, GRADIENTS))
-        self.solves = jax.jit(functools.partial(self._apply, SOLVES))
+        self.gradients = jax.jit(functools.partial(self._updates, GRADIENTS))
+        self.solves = jax.jit(functools.partial(self._updates, SOLVES))
 
     def _losses(self, theta, rollout):
-        at = on_policy.heads(self.network, theta, rollout.observation, self.objective)
-        return {name: f(at, rollout, self.objective) for name, f in ALGORITHMS.items()}
+        at = self.head(self.network(theta, rollout.observation), self.objective)
+        return {name: f(at, rollout, self.objective) for name, f in LOSSES.items()}
 
-    def _apply(self, gradients, theta, rollout):
-        arguments = self.network, theta, rollout, self.objective
-        return {name: f(*arguments) for name, f in gradients.items()}
+    def _updates(self, directions, theta, rollout):
+        """{name: (direction, metrics)} of agents."""
+        found = {}
+        for name, direction in directions.items():
+            agent = self.agent_along(direction, optimiser=RECORDER)
+            state = agent.init(jax.random.key(0))._replace(params=theta)
+            state, metrics = agent.update(state, rollout, jax.random.key(0))
+            found[name] = state.optimiser, metrics.sums
+        return found
+
+    def agent_along(self, direction, **options):
+        settings = {"optimiser": optax.sgd(0.1), "objective": self.objective, "head": self.head}
+        return on_policy.agent_along(
+            self.network, lambda _: self.theta, direction, **settings | options
+        )
+
+    def agent_of(self, loss, **options):
+        return self.agent_along(direction_of(loss), **options)
 
 
 make_case = functools.cache(Case)
@@ -122,8 +155,7 @@ class Oracle:
         agent, theta, rollout, self.tau = case.agent, case.theta, case.rollout, case.tau
         s, self.s_next, a = rollout.observation[:-1], rollout.observation[1:], rollout.action
         self.r, self.weight = rollout.reward, rollout.weight
-        self.discount = np.where(rollout.terminated, 0.0, GAMMA)
-        self.cut = rollout.terminated | rollout.truncated | (rollout.weight == 0)
+        self.discount, self.cut = GAMMA * rollout.discount, rollout.cut
         values, kl_of = agent.value(theta), agent.kl(theta)[:, 0]
         policy = agent.policy(theta)
         self.v, self.v_next, self.kl = values[s], values[self.s_next], kl_of[s]
@@ -231,9 +263,9 @@ def ridged(curvature):
 
 def test_rollouts_have_everything():
     rollout = random_rollout(1)
-    counts = rollout.weight[1:] == 0
-    assert (counts & rollout.terminated[:-1]).sum() > 1
-    assert (counts & rollout.truncated[:-1]).sum() > 1
+    dummy = rollout.weight[1:] == 0
+    for end in ends(rollout):
+        assert (dummy & end[:-1]).sum() > 1
     assert rollout.weight[0, 0] == 0
     assert rollout.weight.sum() > T * N / 2
 
@@ -242,13 +274,13 @@ def test_heads_are_tied(solved):
     """(57), whichever of them the network has."""
     case = solved
     obs, theta, objective = case.rollout.observation, case.theta, case.objective
-    at = jax.jit(lambda x: on_policy.heads(case.network, x, obs, objective))(theta)
+    at = jax.jit(lambda x: case.head(case.network(x, obs), objective))(theta)
     agent, allowed = case.agent, case.agent.prior[obs] > 0
     assert_close(at.v, agent.value(theta)[obs])
     assert_close(at.log_pi, agent.log_policy(theta)[obs])
     assert_close(np.where(allowed, at.q, 0), np.where(allowed, agent.q(theta)[obs], 0))
-    from_q = on_policy.heads(lambda *_: at.q, None, obs, objective)
-    from_policy = on_policy.heads(lambda *_: (at.v, at.log_pi), None, obs, objective)
+    from_q = on_policy.q_head(at.q, objective)
+    from_policy = on_policy.actor_critic_head((at.v, at.log_pi), objective)
     for other in (from_q, from_policy):
         for x, expected in zip(other, at, strict=True):
             assert x.shape == expected.shape
@@ -261,22 +293,23 @@ def test_heads_are_tied(solved):
 def test_algorithms(case):
     """Losses of the steps that count, the gradient of their mean, and what is reported."""
     oracle = Oracle(case)
-    losses = case.losses(case.theta, case.rollout)
+    steps = case.losses(case.theta, case.rollout)
     results = case.gradients(case.theta, case.rollout)
     described = {
         "value": oracle.mean(oracle.v),
-        "value_error": oracle.mean(np.abs(oracle.advantage)),
         "entropy": oracle.mean(oracle.entropy),
         "kl": np.log(A) - oracle.mean(oracle.entropy),
     }
-    for name in ALGORITHMS:
+    for name in LOSSES:
         loss, slopes = oracle.of(name)
-        assert losses[name].shape == (T, N)
-        assert_close(oracle.weight * losses[name], oracle.weight * loss)
+        assert steps[name].shape == (T, N)
+        assert_close(oracle.weight * steps[name], oracle.weight * loss)
         gradient, metrics = results[name]
         assert_close(gradient, oracle.mean(slopes))
-        assert set(metrics) == DESCRIPTION
-        for key, expected in (described | {"loss": oracle.mean(loss)}).items():
+        assert set(metrics) == METRICS
+        norm = np.linalg.norm(oracle.mean(slopes))
+        own = {"loss": oracle.mean(loss), "gradient_norm": norm, "skipped": 0.0}
+        for key, expected in (described | own).items():
             np.testing.assert_allclose(metrics[key], expected, rtol=1e-9, err_msg=key)
 
 
@@ -286,7 +319,7 @@ def test_solves(solved):
         loss, direction = oracle.of(name.removesuffix("_cg"))
         actual, metrics = results[name]
         assert_close(actual, direction, 1e-7)
-        assert set(metrics) == DESCRIPTION | {"residual"}
+        assert set(metrics) == METRICS | {"residual"}
         np.testing.assert_allclose(metrics["loss"], oracle.mean(loss), rtol=1e-9)
         assert metrics["residual"] < 1e-9
         np.testing.assert_allclose(metrics["value"], oracle.mean(oracle.v), rtol=1e-9)
@@ -312,7 +345,8 @@ def test_without_a_value_loss_it_is_the_natural_policy_gradient():
 
     @jax.jit
     def both(theta):
-        direction, _ = natural_pg(damping=DAMPING, solver="cg")(network, theta, rollout, objective)
+        solve = natural_pg(damping=DAMPING, solver="cg").of
+        direction, *_ = solve(network, case.head, theta, rollout, objective)
 
         def log_prob(theta):
             return jaxsoft.take_action(network(theta, rollout.observation[:-1])[1], rollout.action)
@@ -333,39 +367,46 @@ def test_without_a_value_loss_it_is_the_natural_policy_gradient():
 
 @pytest.mark.parametrize("head", HEADS)
 def test_soft_q_and_a2c_have_one_expected_gradient(head):
-    """Over every path of two steps, actions from the policy; A2C is the one-call algorithm."""
+    """Over every path of two steps, actions from the policy; A2C is the blocks composed."""
     tau, n = 0.3, 2
     mdp = oracles.random_mdp(4, outcomes=1, tau=tau, terminals=1)
     prior = np.tile([0.5, 0.2, 0.9], (4, 1))
     mdp = replace(mdp, prior=prior)
     agent, theta = bridge.make_agent(oracles.linear(0, 4, 3), head, prior, tau)
     path = bridge.paths(mdp, agent.policy(theta), 2, "state")
+    no = np.zeros(path.states.shape, bool)
     rollout = Rollout(
-        path.states,
-        path.actions,
-        path.rewards,
-        path.discounts == 0,
-        np.zeros(path.rewards.shape, bool),
-        path.probs * ~mdp.terminal[path.states[:-1]],
-        np.zeros(path.states.shape, bool),
+        observation=path.states,
+        action=path.actions,
+        reward=path.rewards,
+        discount=np.where(path.discounts == 0, 0.0, 1.0),
+        cut=path.discounts == 0,
+        weight=path.probs * ~mdp.terminal[path.states[:-1]],
+        first=no,
     )
-    objective = Objective(tau, mdp.gamma, n, C, log_of(prior[0]))
+    log_prior = log_of(prior[0])
+    objective = Objective(tau, mdp.gamma, n, C, log_prior)
     network = network_of(agent)
 
-    def one_call(at, rollout, objective):
-        return jaxsoft.policy_gradient(
-            at.v, at.log_pi, rollout.action, rollout.reward, path.discounts, tau,
-            n=n, value_coef=C, log_prior=log_of(prior[0]),
+    def composed(at, rollout, objective):
+        kl = jaxsoft.kl_to_prior(at.log_pi, log_prior)
+        target = jaxsoft.n_step_soft_q_targets(
+            at.v, kl, rollout.reward, discount_t=path.discounts, tau=tau, n=n
+        )
+        return losses.a2c_loss(
+            at.v[:-1], at.log_pi[:-1], rollout.action,
+            target_t=target, tau=tau, value_coef=C, log_prior=log_prior,
         )  # fmt: skip
 
     @jax.jit
     def gradients(theta, rollout):
-        algorithms = (on_policy.soft_q, on_policy.a2c, one_call, on_policy.a2c_naive)
-        return [gradient_of(f)(network, theta, rollout, objective)[0] for f in algorithms]
+        algorithms = (on_policy.soft_q, on_policy.a2c, composed, on_policy.a2c_naive)
+        arguments = network, HEADS[head], theta, rollout, objective
+        return [direction_of(f).of(*arguments)[0] for f in algorithms]
 
-    soft_q, a2c, called, naive = gradients(theta, rollout)
+    soft_q, a2c, blocks, naive = gradients(theta, rollout)
     assert_close(a2c, soft_q)
-    assert_close(called, a2c, 1e-12)
+    assert_close(blocks, a2c, 1e-12)
     assert_differs(naive, a2c)
     some = rollout.weight * (np.arange(path.probs.size) % 3 == 0)
     soft_q, a2c, *_ = gradients(theta, rollout._replace(weight=some))
@@ -390,7 +431,7 @@ def test_a2c_is_naive_but_for_the_kl_in_the_return(case):
 def with_garbage(rollout):
     """What dummy steps pay and do, and what is seen at a start that nothing leads to."""
     rng, dummy = np.random.default_rng(7), rollout.weight == 0
-    led_to = np.concatenate([np.zeros((1, N), bool), ~rollout.terminated[:-1]])
+    led_to = np.concatenate([np.zeros((1, N), bool), rollout.discount[:-1] > 0])
     unseen = np.concatenate([dummy & ~led_to, np.zeros((1, N), bool)])
     other_action = rng.choice(np.flatnonzero(MEASURE), size=(T, N))
     garbage = rollout._replace(
@@ -405,7 +446,7 @@ def with_garbage(rollout):
 
 def elsewhere_after_truncations(rollout):
     """What a truncation leads to is seen: its value is the bootstrap."""
-    seen = np.concatenate([np.zeros((1, N), bool), rollout.truncated])
+    seen = np.concatenate([np.zeros((1, N), bool), ends(rollout)[1]])
     return rollout._replace(
         observation=np.where(seen, (rollout.observation + 1) % STATES, rollout.observation)
     )
@@ -423,7 +464,7 @@ def assert_nothing_is_learned(f, case):
     rollout = case.rollout._replace(weight=np.zeros((T, N)))
     for name, (gradient, metrics) in f(case.theta, rollout).items():
         np.testing.assert_array_equal(gradient, 0, err_msg=name)
-        assert all(x == 0 for x in metrics.values()), name
+        np.testing.assert_array_equal(list(metrics.values()), 0, err_msg=name)
 
 
 def test_dummy_steps_change_nothing(case):
@@ -449,30 +490,28 @@ def test_natural_algorithms_take_the_fast_path(monkeypatch, kind):
     def formed(*_):
         raise AssertionError("the structure is not recognised: the fast path is lost")
 
-    monkeypatch.setattr(natural, "jacobian_gram", formed)
+    monkeypatch.setattr(_operator, "jacobian_gram", formed)
     network = kind(MLP((5,)), A, 1)
     observation = jax.random.normal(jax.random.key(0), (T + 1, N, 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), observation)
     rollout = random_rollout(0)._replace(observation=observation)
-    for gradient in (natural_pg(), damped_q()):
-        jax.eval_shape(lambda p, f=gradient: f(network.apply, p, rollout, Objective()), params)
+    head = HEADS["actor_critic" if kind is ActorCritic else "q"]
+    for direction in (natural_pg(), damped_q()):
+        f = functools.partial(direction.of, network.apply, head)
+        jax.eval_shape(lambda p, f=f: f(p, rollout, Objective()), params)
 
 
-# ---- Learners ------------------------------------------------------------------------------------
+# ---- Agents --------------------------------------------------------------------------------------
 
 
-def make_learner(case, *algorithm, **options):
-    settings = {"optimiser": optax.sgd(0.1), "objective": case.objective}
-    return on_policy.learner(case.network, lambda _: case.theta, *algorithm, **settings | options)
-
-
-def table_learner(*algorithm, tau=0.3, log_prior=None, **options):
+def table_agent(*, tau=0.3, log_prior=None, **options):
     """One of which the parameters are the action values."""
     settings = {"optimiser": optax.sgd(0.1), "objective": Objective(tau, log_prior=log_prior)}
-    return on_policy.learner(
+    return on_policy.agent(
         lambda q, states: q[states],
         lambda key: jax.random.normal(key, (STATES, A)),
-        *algorithm or (on_policy.a2c,),
+        on_policy.a2c,
+        head=on_policy.q_head,
         **settings | options,
     )
 
@@ -480,10 +519,12 @@ def table_learner(*algorithm, tau=0.3, log_prior=None, **options):
 @pytest.mark.parametrize("prior", ["counting", "masked"])
 def test_acting_follows_the_policy(prior):
     log_prior, measure, _ = PRIORS[prior]
-    learner = table_learner(tau=0.7, log_prior=log_prior)
-    state, count = learner.init(jax.random.key(2)), 6000
+    agent = table_agent(tau=0.7, log_prior=log_prior)
+    state, count = agent.init(jax.random.key(2)), 6000
     observation = np.arange(count) % STATES
-    action = jax.jit(learner.act)(state, observation, jax.random.split(jax.random.key(1), count))
+    keys = jax.random.split(jax.random.key(1), count)
+    action, carry, extras = jax.jit(agent.act)(state, None, observation, keys)
+    assert carry is None
     assert action.dtype == jnp.int32
     policy = oracles.boltzmann(np.asarray(state.params), 0.7, np.tile(measure, (STATES, 1)))
     for s in range(STATES):
@@ -493,107 +534,152 @@ def test_acting_follows_the_policy(prior):
         allowed = expected > 0
         chi_square = np.sum((counted - expected)[allowed] ** 2 / expected[allowed])
         assert chi_square < 17  # one in a thousand is greater
+    assert isinstance(extras, Acted)
+    np.testing.assert_allclose(extras.log_mu, np.log(policy[observation, action]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("prior", ["counting", "masked"])
+def test_the_greedy_action_is_the_likeliest(prior):
+    log_prior, measure, _ = PRIORS[prior]
+    agent = table_agent(tau=0.7, log_prior=log_prior)
+    state, observation = agent.init(jax.random.key(2)), np.arange(STATES)
+    keys = jax.random.split(jax.random.key(1), STATES)
+    action, carry, extras = agent.greedy(state, None, observation, keys)
+    policy = oracles.boltzmann(np.asarray(state.params), 0.7, np.tile(measure, (STATES, 1)))
+    np.testing.assert_array_equal(action, np.argmax(policy, axis=-1))
+    assert np.any(action != np.argmax(state.params, axis=-1)) == (prior == "masked")
+    assert carry is extras is None
+    assert action.dtype == jnp.int32
 
 
 def test_an_environment_acts_by_its_own_key():
     """Neither its neighbours nor their number matter."""
-    learner = table_learner(tau=2.0)
-    state, act = learner.init(jax.random.key(2)), jax.jit(learner.act)
+    agent = table_agent(tau=2.0)
+    state = agent.init(jax.random.key(2))
+
+    @jax.jit
+    def act(observation, keys):
+        return agent.act(state, None, observation, keys)[0]
+
     keys = jax.random.split(jax.random.key(1), 60)
     here, other = np.zeros(60, int), np.where(np.arange(60) % 2, 3, 0)
-    action = act(state, here, keys)
+    action = act(here, keys)
     assert len(set(action.tolist())) == A
-    np.testing.assert_array_equal(act(state, other, keys)[::2], action[::2])
-    np.testing.assert_array_equal(act(state, here[:7], keys[:7]), action[:7])
-    np.testing.assert_array_equal(act(state, here, keys[::-1]), action[::-1])
-    assert len(set(act(state, here, keys[jnp.zeros(60, int)]).tolist())) == 1
+    np.testing.assert_array_equal(act(other, keys)[::2], action[::2])
+    np.testing.assert_array_equal(act(here[:7], keys[:7]), action[:7])
+    np.testing.assert_array_equal(act(here, keys[::-1]), action[::-1])
+    assert len(set(act(here, keys[jnp.zeros(60, int)]).tolist())) == 1
 
 
 def test_an_update_is_an_optimisers_step():
     case = make_case("actor_critic", "counting")
-    learner = make_learner(case, on_policy.a2c)
-    state = learner.init(jax.random.key(0))
-    state, metrics = jax.jit(learner.update)(state, case.rollout, jax.random.key(0))
-    gradient, described = case.gradients(case.theta, case.rollout)["a2c"]
+    agent = case.agent_of(on_policy.a2c)
+    state = agent.init(jax.random.key(0))
+    assert agent.forget(state) is state
+    state, metrics = jax.jit(agent.update)(state, case.rollout, jax.random.key(0))
+    gradient, sums = case.gradients(case.theta, case.rollout)["a2c"]
     assert_close(state.params, case.theta - 0.1 * gradient, 1e-12)
-    norm = np.linalg.norm(gradient)
-    expected = described | {"gradient_norm": norm, "skipped": 0, "updates": 1}
-    assert set(metrics) == set(expected)
-    for key, x in expected.items():
-        np.testing.assert_allclose(metrics[key], x, rtol=1e-6, atol=1e-9, err_msg=key)
+    assert isinstance(metrics, Metrics)
+    assert metrics.updates == 1
+    assert set(metrics.sums) == set(sums)
+    for key, x in sums.items():
+        np.testing.assert_allclose(metrics.sums[key], x, rtol=1e-9, atol=1e-12, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_learners_take_the_whole_gradient(name):
-    """Only path consistency has one into the last state: the others need not go through it."""
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_what_the_registry_says_is_differentiated_at_the_last_state(name):
+    """Only path consistency has a gradient there: the others need not go through it."""
     case = make_case("q" if name == "nstep_soft_q" else "actor_critic", "uniform")
-    learner = make_learner(case, ALGORITHMS[name])
-    state = learner.init(jax.random.key(0))
-    state, _ = jax.jit(learner.update)(state, case.rollout, jax.random.key(0))
-    gradient, metrics = case.gradients(case.theta, case.rollout)[name]
-    assert_close(state.params, case.theta - 0.1 * gradient, 1e-12)
-    short = gradient_of(ALGORITHMS[name], through_last=False)
-    shorter, same = short(case.network, case.theta, case.rollout, case.objective)
-    for key, x in metrics.items():
-        np.testing.assert_allclose(same[key], x, rtol=1e-9, err_msg=key)
-    (assert_differs if name == "pcl" else assert_close)(shorter, gradient)
+    differentiates_target = ALGORITHMS[name].differentiates_target
+    assert differentiates_target == (name == "pcl")
+    agent = on_policy.agent(
+        case.network,
+        lambda _: case.theta,
+        LOSSES[name],
+        head=case.head,
+        optimiser=RECORDER,
+        objective=case.objective,
+        differentiates_target=differentiates_target,
+    )
+    state = agent.init(jax.random.key(0))
+    state, metrics = jax.jit(agent.update)(state, case.rollout, jax.random.key(0))
+    gradient, expected = case.gradients(case.theta, case.rollout)[name]
+    assert_close(state.optimiser, gradient, 1e-12)
+    short = direction_of(LOSSES[name], differentiates_target=False)
+    agent = case.agent_along(short, optimiser=RECORDER)
+    shorter, same = jax.jit(agent.update)(
+        agent.init(jax.random.key(0)), case.rollout, jax.random.key(0)
+    )
+    for key, x in expected.items():
+        np.testing.assert_allclose(metrics.sums[key], x, rtol=1e-9, err_msg=key)
+        if key != "gradient_norm":
+            np.testing.assert_allclose(same.sums[key], x, rtol=1e-9, err_msg=key)
+    (assert_differs if name == "pcl" else assert_close)(shorter.optimiser, gradient)
 
 
 def test_an_update_lowers_the_loss():
     """That of path consistency is all differentiated: by the squared norm, to first order."""
     case, rate = make_case("actor_critic", "uniform"), 1e-5
-    learner = make_learner(case, ALGORITHMS["pcl"], optimiser=optax.sgd(rate))
-    state, update = learner.init(jax.random.key(0)), jax.jit(learner.update)
+    agent = case.agent_of(on_policy.pcl, optimiser=optax.sgd(rate))
+    state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
     state, before = update(state, case.rollout, jax.random.key(0))
     _, after = update(state, case.rollout, jax.random.key(0))
-    expected = rate * before["gradient_norm"] ** 2
-    np.testing.assert_allclose(before["loss"] - after["loss"], expected, rtol=1e-2)
+    expected = rate * before.sums["gradient_norm"] ** 2
+    np.testing.assert_allclose(before.sums["loss"] - after.sums["loss"], expected, rtol=1e-2)
 
 
-def test_a_loss_and_a_gradient_of_ones_own():
+def test_a_loss_a_head_and_a_direction_of_ones_own():
     case = make_case("actor_critic", "uniform")
     rollout = case.rollout
 
     def towards_rewards(at, rollout, objective):
         return jnp.square(at.v[:-1] - rollout.reward) / objective.value_coef
 
-    def against_signs(network, params, rollout, objective):
-        return jnp.sign(params), {"own": rollout.reward.sum() * objective.value_coef}
+    def doubled(out, objective):
+        v, log_pi = out
+        return on_policy.actor_critic_head((2 * v, log_pi), objective)
 
-    learner = make_learner(case, towards_rewards)
-    state = learner.init(jax.random.key(0))
-    after, metrics = jax.jit(learner.update)(state, rollout, jax.random.key(0))
+    def against_signs(network, head, params, rollout, objective):
+        at = head(network(params, rollout.observation), objective)
+        own = rollout.reward.sum() * objective.value_coef
+        return jnp.sign(params), {"own": own}, on_policy.starts_of(at)
+
+    agent = case.agent_of(towards_rewards, head=doubled)
+    state = agent.init(jax.random.key(0))
+    after, metrics = jax.jit(agent.update)(state, rollout, jax.random.key(0))
     oracle = Oracle(case)
-    error = oracle.v - oracle.r
-    gradient = oracle.mean(2 / C * error[..., None] * oracle.d_v)
+    error = 2 * oracle.v - oracle.r
+    gradient = oracle.mean(4 / C * error[..., None] * oracle.d_v)
     assert_close(after.params, case.theta - 0.1 * gradient)
-    np.testing.assert_allclose(metrics["loss"], oracle.mean(error**2) / C)
+    np.testing.assert_allclose(metrics.sums["loss"], oracle.mean(error**2) / C)
+    np.testing.assert_allclose(metrics.sums["value"], 2 * oracle.mean(oracle.v))
 
-    learner = make_learner(case, gradient=against_signs)
-    after, metrics = jax.jit(learner.update)(state, rollout, jax.random.key(0))
+    agent = case.agent_along(Direction(against_signs))
+    after, metrics = jax.jit(agent.update)(state, rollout, jax.random.key(0))
     assert_close(after.params, case.theta - 0.1 * np.sign(case.theta))
-    assert set(metrics) == {"own", "gradient_norm", "skipped", "updates"}
-    np.testing.assert_allclose(metrics["own"], C * rollout.reward.sum())
+    assert set(metrics.sums) == METRICS - {"loss"} | {"own"}
+    np.testing.assert_allclose(metrics.sums["own"], C * rollout.reward.sum())
 
 
 def test_seeds_side_by_side_learn_what_they_learn_alone():
-    learner = on_policy.learner(
+    agent = on_policy.agent_along(
         lambda p, states: (p["v"][states], jax.nn.log_softmax(p["logits"][states])),
         lambda key: {
             "v": jax.random.normal(key, (STATES,)),
             "logits": jax.random.normal(jax.random.fold_in(key, 1), (STATES, A)),
         },
-        gradient=damped_q(damping=DAMPING, solver="cg"),
+        damped_q(damping=DAMPING, solver="cg"),
+        head=on_policy.actor_critic_head,
         optimiser=optax.sgd(0.1, momentum=0.9),
         objective=Objective(0.3, GAMMA, STEPS),
     )
 
     def act_and_update(state, rollout, key):
-        action = learner.act(state, rollout.observation[0], jax.random.split(key, N))
-        return action, *learner.update(state, rollout, key)
+        acted = agent.act(state, None, rollout.observation[0], jax.random.split(key, N))
+        return acted, *agent.update(state, rollout, key)
 
     keys = jax.random.split(jax.random.key(0), 2)
-    states = [learner.init(key) for key in keys]
+    states = [agent.init(key) for key in keys]
     assert np.any(states[0].params["v"] != states[1].params["v"])
     rollouts = [random_rollout(seed) for seed in (3, 4)]
     one = jax.jit(act_and_update)
@@ -605,76 +691,42 @@ def test_seeds_side_by_side_learn_what_they_learn_alone():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-9), got, expected)
 
 
-def test_one_of_algorithm_and_gradient():
-    for how, words in (
-        ({}, "neither `algorithm` nor `gradient`"),
-        ({"algorithm": on_policy.a2c, "gradient": natural_pg()}, "both of them"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            make_learner(make_case("actor_critic", "counting"), **how)
+def counted(monkeypatch, function):
+    """A list that grows with each call of a function of the library."""
+    calls = []
+
+    def called(*args, **kwargs):
+        calls.append(function.__name__)
+        return function(*args, **kwargs)
+
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "jaxsoft":
+            for key, x in list(vars(module).items()):
+                if x is function:
+                    monkeypatch.setattr(module, key, called)
+    return calls
 
 
-# ---- The optimiser's step ------------------------------------------------------------------------
-
-PARAMS = {"w": np.arange(6.0).reshape(2, 3) - 2, "b": np.array([0.5, -0.0], np.float32)}
-
-
-def gradients_with(value):
-    """One entry of one leaf is `value`."""
-    w = np.ones((2, 3))
-    w[1, 2] = value
-    return {"w": w, "b": np.ones(2, np.float32)}
-
-
-def bits(tree):
-    return [(x.dtype, x.shape, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
-
-
-ADAM = optax.adamw(0.1)  # whose step depends on the parameters too
-step = jax.jit(functools.partial(descend, ADAM))
-
-
-@functools.cache
-def trained():
-    """After a step, so that no moment is zero."""
-    return step(Trained(PARAMS, ADAM.init(PARAMS)), gradients_with(1.0))[0]
-
-
-def test_a_step():
-    state, gradients = trained(), gradients_with(-2.0)
-    after, metrics = step(state, gradients)
-    updates, expected = ADAM.update(gradients, state.optimiser, state.params)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
-    jax.tree.map(close, after.params, optax.apply_updates(state.params, updates))
-    jax.tree.map(close, after.optimiser, expected)
-    np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(7 + 4))
-    assert metrics["skipped"] == 0
-    assert set(metrics) == {"gradient_norm", "skipped"}
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_no_step_is_taken_without_finite_gradients(value):
-    state = trained()
-    after, metrics = step(state, gradients_with(value))
-    assert bits(after) == bits(state)
-    assert metrics["skipped"] == 1
-    assert not np.isfinite(metrics["gradient_norm"])
-
-
-def test_one_seed_skips_and_the_other_does_not():
-    state = trained()
-    both = jax.tree.map(lambda x: np.stack([x, x]), state)
-    gradients = jax.tree.map(lambda *x: np.stack(x), gradients_with(np.nan), gradients_with(3.0))
-    after, metrics = jax.jit(jax.vmap(step))(both, gradients)
-    first, second = (jax.tree.map(lambda x, i=i: np.asarray(x)[i], after) for i in range(2))
-    assert bits(first) == bits(state)
-    expected, _ = step(state, gradients_with(3.0))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), second, expected)
-    assert np.any(second.params["w"] != state.params["w"])
-    np.testing.assert_array_equal(metrics["skipped"], [1, 0])
-    np.testing.assert_array_equal(np.isfinite(metrics["gradient_norm"]), [False, True])
-
-
-def test_public_names():
-    assert set(ALGORITHMS) <= set(on_policy.__all__)
-    assert all(getattr(on_policy, name) is f for name, f in ALGORITHMS.items())
+@pytest.mark.parametrize(
+    ("name", "prior", "kls"),
+    [
+        ("a2c", "uniform", 2),
+        ("a2c", "counting", 2),
+        ("a2c", "masked", 3),  # the metrics' entropy is none of its KLs
+        ("soft_q", "uniform", 2),
+        ("a2c_naive", "counting", 2),
+        ("pgq", "uniform", 3),  # which is made of returns and backups
+    ],
+)
+def test_an_update_computes_a_kl_for_its_loss_and_another_for_its_metrics(
+    monkeypatch, name, prior, kls
+):
+    case = make_case("actor_critic", prior)
+    kl = counted(monkeypatch, boltzmann.kl_to_prior)
+    recurrences = counted(monkeypatch, returns.n_step_advantages)
+    direction = direction_of(LOSSES[name], differentiates_target=False)
+    agent = case.agent_along(direction)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    jax.eval_shape(agent.update, state, case.rollout, jax.random.key(0))
+    assert len(kl) <= kls
+    assert len(recurrences) == 1

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsoft.agents import replay
-from jaxsoft.training.collect import Rollout
+from jaxsoft.agents.base import Rollout
 
 add = jax.jit(replay.add)
 sample = jax.jit(replay.sample, static_argnames=("batch_size", "n", "stack"))
@@ -21,18 +21,19 @@ class Row(NamedTuple):
     """A step of one environment: its state, whole, and what was done there."""
 
     observation: np.ndarray
-    action: int
+    action: np.ndarray
     reward: float
-    terminated: bool
-    truncated: bool
+    discount: float
+    cut: bool
     weight: float
-    reset: bool
+    first: bool
 
 
 class History:
     """Random games of N environments, all of which is kept: the oracle.
 
-    A frame is (environment, time), so that every one is told from every other.
+    A frame is (environment, time), so that every one is told from every other. Actions are pairs
+    of real numbers, and extras a tree that follows from them.
     """
 
     def __init__(self, seed: int, num_envs: int, stack: int) -> None:
@@ -53,25 +54,25 @@ class History:
         return np.stack([*before[1:], frame]), False
 
     def restart(self) -> None:
-        """All games are lost; the environments start anew with nothing in between."""
+        """All games are lost; the environments start again with nothing in between."""
         self.restarts.append(len(self.rows[0]))
         self.now = [self._state(env, None) for env in range(len(self.rows))]
         self.ended = [""] * len(self.rows)
 
     def _step(self, env: int) -> None:
-        observation, reset = self.now[env]
+        observation, first = self.now[env]
         dummy, game_over = self.ended[env], self.ended[env] in ("terminated", "truncated")
         kinds = ["", "life", "terminated", "truncated"]
         end = "" if dummy else self.rng.choice(kinds, p=[0.6, 0.16, 0.12, 0.12])
         self.rows[env].append(
             Row(
                 observation,
-                int(self.rng.integers(5)),
+                self.rng.normal(size=2).astype(np.float32),
                 float(np.float32(self.rng.normal())),
-                end in ("life", "terminated"),
-                end == "truncated",
+                0.0 if end in ("life", "terminated") else 1.0,
+                bool(end or dummy),
                 0.0 if dummy else 1.0,
-                reset,
+                first,
             )
         )
         self.ended[env] = end
@@ -86,7 +87,7 @@ class History:
         last = [np.stack(x) for x in zip(*self.now, strict=True)]
         columns[0] = np.concatenate([columns[0], last[0][None]])
         columns[-1] = np.concatenate([columns[-1], last[1][None]])
-        return Rollout(*columns)
+        return with_extras(Rollout(*columns))
 
     def window(self, env: int, start: int, n: int) -> Rollout:
         """Steps start … start + n − 1 of an environment and the state behind them."""
@@ -94,11 +95,12 @@ class History:
         columns = [np.array(x) for x in zip_rows(rows)]
         window = Rollout(columns[0], *(x[:-1] for x in columns[1:-1]), columns[-1])
         for i in range(n):
-            if start + i + 1 in self.restarts and window.weight[i] > 0:
+            # A step after which nothing follows, whatever it led to, has lost nothing.
+            lost = window.weight[i] > 0 and window.discount[i] > 0
+            if start + i + 1 in self.restarts and lost:
                 window.weight[i] = 0
-                if i:
-                    window.truncated[i - 1] = True
-        return window
+                window.cut[max(i - 1, 0) : i + 1] = True
+        return with_extras(window)
 
     def check(self, windows: Rollout, n: int) -> set[tuple[int, int]]:
         """Compares windows with history, and says which they are: (environment, start)."""
@@ -112,25 +114,37 @@ class History:
                 continue
             expected = self.window(env, start, n)
             actual = jax.tree.map(lambda x, b=b: x[:, b], windows)
-            assert actual.kept is expected.kept is None
-            for name in set(Rollout._fields) - {"kept"}:
-                got, want = getattr(actual, name), getattr(expected, name)
-                np.testing.assert_array_equal(got, want, err_msg=f"{name} of {env}, {start}")
+            same = functools.partial(np.testing.assert_array_equal, err_msg=f"{env}, {start}")
+            jax.tree.map(same, actual, expected)
             found.add((env, start))
         return found
+
+
+def with_extras(rollout: Rollout) -> Rollout:
+    extras = {"sum": rollout.action.sum(-1), "own": (np.int32(8 * rollout.action[..., None]),)}
+    return rollout._replace(extras=extras)
 
 
 def zip_rows(rows: list[Row]) -> list[tuple]:
     return list(zip(*rows, strict=True))
 
 
-def observation_shape(stack: int) -> tuple[int, ...]:
-    return (stack, 2) if stack > 1 else (2,)
+def like(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+CHOICE = like(jnp.int32)
 
 
 def empty(rows: int, num_envs: int, stack: int) -> replay.Replay:
-    shape = observation_shape(stack)
-    return replay.init(rows * num_envs, num_envs, shape, jnp.int32, stack=stack)
+    return replay.init(
+        rows * num_envs,
+        num_envs,
+        like(jnp.int32, stack, 2) if stack > 1 else like(jnp.int32, 2),
+        like(jnp.float32, 2),
+        extras={"sum": like(jnp.float32), "own": (like(jnp.int32, 2, 1),)},
+        stack=stack,
+    )
 
 
 def starts(history: History, rows: int, n: int, stack: int) -> set[tuple[int, int]]:
@@ -206,13 +220,13 @@ def test_images_of_bytes_come_back_as_they_were():
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (60, 2, 5, 6), dtype=np.uint8)
     stacks = np.stack([frames[i : i + 57] for i in range(4)], axis=2)
-    ring = replay.init(2 * 16, 2, (4, 5, 6), jnp.uint8, stack=4)
+    ring = replay.init(2 * 16, 2, like(jnp.uint8, 4, 5, 6), CHOICE, stack=4)
     assert ring.frame.dtype == jnp.uint8
     assert ring.frame.nbytes == 2 * 16 * 5 * 6
     for t in range(0, 56, 4):
         none, no = np.zeros((4, 2)), np.zeros((4, 2), bool)
-        reset = np.zeros((5, 2), bool)
-        steps = Rollout(stacks[t : t + 5], none.astype(int), none, no, no, none + 1, reset)
+        first = np.zeros((5, 2), bool)
+        steps = Rollout(stacks[t : t + 5], none.astype(int), none, none + 1, no, none + 1, first)
         ring = add(ring, steps)
     windows = sample(ring, jax.random.key(0), 30, 2, stack=4)
     known = {stacks[t, env].tobytes(): t for t in range(57) for env in range(2)}
@@ -252,10 +266,10 @@ def _updates(ring, rollout):
 @pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("program", [replay.add, _updates])
 def test_adding_copies_no_ring(program, seeds):
-    ring = replay.init(4 * 512, 4, (4, 16, 16), jnp.uint8, stack=4)
+    ring = replay.init(4 * 512, 4, like(jnp.uint8, 4, 16, 16), CHOICE, stack=4)
     none, no = jnp.zeros((2, 4)), jnp.zeros((2, 4), bool)
     seen = jnp.zeros((3, 4, 4, 16, 16), jnp.uint8)
-    rollout = Rollout(seen, none.astype(int), none, no, no, none, jnp.zeros((3, 4), bool))
+    rollout = Rollout(seen, none.astype(int), none, none, no, none, jnp.zeros((3, 4), bool))
     if seeds > 1:
         ring, rollout = (
             jax.tree.map(lambda x: jnp.stack([x] * seeds), tree) for tree in (ring, rollout)
@@ -269,22 +283,27 @@ def test_adding_copies_no_ring(program, seeds):
 
 
 def test_a_million_atari_transitions_take_seven_gigabytes():
-    ring = jax.eval_shape(lambda: replay.init(1_000_000, 16, (4, 84, 84), jnp.uint8, stack=4))
+    ring = jax.eval_shape(
+        lambda: replay.init(1_000_000, 16, like(jnp.uint8, 4, 84, 84), CHOICE, stack=4)
+    )
     assert ring.frame.shape == (62_500, 16, 84, 84)
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(ring))
     assert 7.056e9 < total < 7.056e9 * 1.003
 
 
 def test_what_does_not_divide_the_capacity_is_left_out():
-    assert replay.init(1003, 10, (3,), jnp.float32).action.shape == (100, 10)
+    assert replay.init(1003, 10, like(jnp.float32, 3), CHOICE).action.shape == (100, 10)
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: replay.init(16, 4, (4, 2), int, stack=4), "capacity of 4 steps.*Raise .* to 20"),
-        (lambda: replay.init(100, 4, (3, 2), int, stack=4), "stack=1"),
-        (lambda: replay.init(100, 0, (3,), int), "num_envs"),
+        (
+            lambda: replay.init(16, 4, like(int, 4, 2), CHOICE, stack=4),
+            "capacity of 4 steps.*Raise .* to 20",
+        ),
+        (lambda: replay.init(100, 4, like(int, 3, 2), CHOICE, stack=4), "stack=1"),
+        (lambda: replay.init(100, 0, like(int, 3), CHOICE), "num_envs"),
         (lambda: add(empty(8, 2, 2), History(0, 3, 2).rollout(4)), "a rollout of 4 steps"),
         (
             lambda: add(
@@ -294,6 +313,25 @@ def test_what_does_not_divide_the_capacity_is_left_out():
             r"frames \[2\]",
         ),
         (lambda: add(empty(8, 2, 2), History(0, 2, 2).rollout(9)), "T <= 8"),
+        (
+            lambda: add(
+                empty(8, 2, 2), History(0, 2, 2).rollout(4)._replace(action=np.zeros((4, 2)))
+            ),
+            r"actions \[4, 2\]; expected \[T, 2, 2\]",
+        ),
+        *(
+            (
+                lambda extras=extras: add(
+                    empty(8, 2, 2), History(0, 2, 2).rollout(4)._replace(extras=extras)
+                ),
+                "extras .*; expected .*, as the ring was made for",
+            )
+            for extras in (
+                None,
+                {"sum": np.zeros((4, 2))},
+                {"sum": np.zeros((4, 2)), "own": (np.zeros((4, 2, 1, 1)),)},
+            )
+        ),
         (lambda: sample(empty(8, 2, 2), jax.random.key(0), 4, 7, stack=2), "at least 9"),
         (lambda: sample(empty(8, 2, 2), jax.random.key(0), 4, 0, stack=2), "n >= 1"),
     ],

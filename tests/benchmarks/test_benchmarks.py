@@ -89,7 +89,7 @@ def test_the_command(
 
 @pytest.mark.parametrize(
     "module",
-    ["gradient_throughput", "natural_gradient", "memory", "training_throughput", "recurrence"],
+    ["losses", "natural", "memory", "training", "recurrence"],
 )
 def test_help(module: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{module}", "--help"]

@@ -31,9 +31,12 @@ def table(seeds: int, rows: int, *, games: int = 3, interval: float = 1e5) -> Ta
 
 
 def texts(figure: Figure) -> list[str]:
-    [axes] = figure.axes
-    shown = [*(t.get_text() for t in axes.texts), axes.get_title("left"), axes.get_xlabel()]
-    return [text for text in shown if text]
+    """The title, the legend, then what is written in and around the axes."""
+    [axes], [legend] = figure.axes, figure.legends
+    shown = [legend.get_title(), *legend.get_texts(), *axes.texts]
+    words = [x.get_text() for x in shown]
+    words += [axes.get_title("left"), axes.get_ylabel(), axes.get_xlabel()]
+    return [text for text in words if text]
 
 
 def lines(figure: Figure) -> list[np.ndarray]:
@@ -55,7 +58,7 @@ def test_smoothing_is_the_mean_over_games(rows: list, window: float) -> None:
     steps, episodes, returns = (np.array(column, float) for column in zip(*rows, strict=True))
     returns[episodes == 0] = NAN
     at = np.unique(steps)
-    smooth = smoothed(at, steps, returns, episodes, window)
+    smooth = smoothed(at, steps, returns, episodes, window=window)
     games = [
         (s, r) for s, n, r in zip(steps, episodes, returns, strict=True) for _ in range(int(n))
     ]
@@ -91,7 +94,7 @@ def test_seeds_their_mean_and_their_spread(tmp_path: Path, figure: list[Figure])
     heights = shade.get_paths()[0].get_extents()
     np.testing.assert_allclose([heights.y0, heights.y1], [11 - 10, 30 + 10])
     key = "thick: mean of 3 seeds · thin: each seed · shaded: ± one standard deviation"
-    assert texts(figure[-1]) == [key, "a", "million steps"]
+    assert texts(figure[-1]) == ["a", key, "mean episode return", "million steps"]
 
 
 def test_the_mean_ends_with_the_shortest_seed(tmp_path: Path, figure: list[Figure]) -> None:
@@ -136,32 +139,19 @@ def test_a_single_row_is_seen(tmp_path: Path, seeds: int) -> None:
     assert blue[1] > 100  # not cut in half by the axes' edge
 
 
-@given(
-    st.lists(st.floats(-100, 100), min_size=1, max_size=8).map(sorted),
-    st.floats(0.1, 10),
-)
-@example([99.0, 99.0, 99.0], 10.0)
-@example([-99.0, -99.0, -99.0], 10.0)
-def test_labels_keep_apart(heights: list[float], gap: float) -> None:
-    moved = plotting._apart(heights, gap, -100, 100)
-    assert np.all(np.diff(moved) >= gap - 1e-9)
-    assert np.all((moved >= -100 - 1e-9) & (moved <= 100 + 1e-9))
-    if np.all(np.diff(heights) >= gap):
-        np.testing.assert_allclose(moved, heights, atol=1e-9)
-
-
 def test_labels_do_not_overlap_and_stay_in_the_picture(
     tmp_path: Path, figure: list[Figure]
 ) -> None:
     names = ["a2c", "soft_dqn_entropy", "nstep_soft_q", "natural_pg", "pgq", "pcl", "dqn"]
-    learning_curve({name: table(2, 10) for name in names}, tmp_path / "c.png")
-    boxes = [t.get_window_extent() for t in figure[0].axes[0].texts if t.get_text() in names]
-    assert len(boxes) == len(names)
-    boxes.sort(key=lambda box: box.y0)
-    assert all(low.y1 <= high.y0 for low, high in itertools.pairwise(boxes))
+    learning_curve({name: table(2, 10) for name in names}, tmp_path / "c.png", title="Catch-v0")
+    [axes], [legend] = figure[0].axes, figure[0].legends
+    shown = [legend.get_title(), *legend.get_texts()]
+    assert [text.get_text() for text in shown] == ["Catch-v0", *names]
+    boxes = [text.get_window_extent() for text in shown]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     width, height = figure[0].canvas.get_width_height()
-    assert all(b.x0 >= 0 and b.x1 <= width and b.y0 >= 0 and b.y1 <= height for b in boxes)
-    assert min(box.x0 for box in boxes) >= figure[0].axes[0].bbox.x1
+    assert all(b.x0 >= 0 and b.x1 <= width and b.y1 <= height for b in boxes)
+    assert min(box.y0 for box in boxes) >= axes.bbox.y1
 
 
 def test_columns_that_are_missing(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from jaxsoft.training.graph import GraphLoop
 from jaxsoft.training.logs import read_csv
 from jaxsoft.training.loop import initial
 from jaxsoft.training.provenance import Sessions
-from tests.training.test_logs import events, scalars
+from tests.support.tensorboard import events, scalars
 
 SEEDS = (0, 3)
 UPDATE = 8  # steps

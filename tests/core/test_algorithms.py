@@ -1,5 +1,7 @@
 """The headline calls are the blocks, composed; and they learn what enumeration says is optimal."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from jax import Array
 
 import jaxsoft
+from jaxsoft import boltzmann, returns
 from tests.support import oracles
 
 T, B, A, TAU, GAMMA = 6, 3, 4, 0.3, 0.9
@@ -44,8 +47,8 @@ def test_n_step_soft_q(n: int) -> None:
         Q,
         ACTIONS,
         REWARDS,
-        DISCOUNTS,
-        TAU,
+        discount_t=DISCOUNTS,
+        tau=TAU,
         n=n,
         target_q=Q_OLD,
         log_prior=LOG_PRIOR,
@@ -55,10 +58,19 @@ def test_n_step_soft_q(n: int) -> None:
 
 
 def test_one_step_soft_q_is_q_learning() -> None:
-    target = jaxsoft.one_step_targets(REWARDS, DISCOUNTS, Q_OLD[1:], TAU, LOG_PRIOR[1:])
+    target = jaxsoft.one_step_targets(
+        REWARDS, DISCOUNTS, Q_OLD[1:], tau=TAU, log_prior=LOG_PRIOR[1:]
+    )
     np.testing.assert_allclose(
         jaxsoft.n_step_soft_q(
-            Q, ACTIONS, REWARDS, DISCOUNTS, TAU, n=1, target_q=Q_OLD, log_prior=LOG_PRIOR
+            Q,
+            ACTIONS,
+            REWARDS,
+            discount_t=DISCOUNTS,
+            tau=TAU,
+            n=1,
+            target_q=Q_OLD,
+            log_prior=LOG_PRIOR,
         ),
         jaxsoft.soft_q_loss(Q[:-1], ACTIONS, target),
         rtol=1e-11,
@@ -68,7 +80,7 @@ def test_one_step_soft_q_is_q_learning() -> None:
 @pytest.mark.parametrize("n", [1, 3, 99])
 @pytest.mark.parametrize("naive", [True, False])
 def test_policy_gradients(n: int, naive: bool) -> None:
-    call = jaxsoft.naive_policy_gradient if naive else jaxsoft.policy_gradient
+    call = jaxsoft.naive_actor_critic if naive else jaxsoft.actor_critic
     prior = np.exp(LOG_PRIOR)
     kl = oracles.kl(np.exp(LOG_PI), prior)
     target = oracle_targets(V, 0 * kl if naive else kl, n)
@@ -83,9 +95,9 @@ def test_policy_gradients(n: int, naive: bool) -> None:
         V,
         LOG_PI,
         ACTIONS,
-        REWARDS,
-        DISCOUNTS,
-        TAU,
+        r_t=REWARDS,
+        discount_t=DISCOUNTS,
+        tau=TAU,
         n=n,
         value_coef=0.25,
         log_prior=LOG_PRIOR,
@@ -94,17 +106,78 @@ def test_policy_gradients(n: int, naive: bool) -> None:
     np.testing.assert_allclose(given, expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("log_prior", [None, 0.0, LOG_PRIOR[0, 0], LOG_PRIOR[:1], LOG_PRIOR])
+def test_tied_soft_q(log_prior: Any) -> None:
+    kl = jaxsoft.kl_to_prior(LOG_PI, log_prior)
+    rest = {"discount_t": DISCOUNTS, "tau": TAU, "n": 3, "cut_t": CUTS}
+    target = jaxsoft.n_step_soft_q_targets(V, kl[:-1], REWARDS, **rest)
+    starts = log_prior[:-1] if np.shape(log_prior) == LOG_PRIOR.shape else log_prior
+    np.testing.assert_array_equal(
+        jaxsoft.tied_soft_q(
+            V, LOG_PI, ACTIONS, r_t=REWARDS, **rest, value_coef=0.25, log_prior=log_prior
+        ),
+        jaxsoft.tied_soft_q_loss(
+            V[:-1],
+            LOG_PI[:-1],
+            ACTIONS,
+            target_t=target,
+            tau=TAU,
+            value_coef=0.25,
+            log_prior=starts,
+        ),
+    )
+
+
+def test_the_actor_critic_is_its_loss_on_soft_q_targets() -> None:
+    rest = {"discount_t": DISCOUNTS, "tau": TAU, "n": 3, "cut_t": CUTS}
+    target = jaxsoft.n_step_soft_q_targets(V, jaxsoft.kl_to_prior(LOG_PI[:-1]), REWARDS, **rest)
+
+    def whole(v: Array, log_pi: Array) -> Array:
+        return jaxsoft.actor_critic(v, log_pi, ACTIONS, r_t=REWARDS, **rest)
+
+    def composed(v: Array, log_pi: Array) -> Array:
+        return jaxsoft.a2c_loss(v[:-1], log_pi[:-1], ACTIONS, target_t=target, tau=TAU)
+
+    np.testing.assert_array_equal(whole(V, LOG_PI), composed(V, LOG_PI))
+    one, other = (
+        jax.grad(lambda *x, f=f: f(*x).sum(), (0, 1))(V, LOG_PI) for f in (whole, composed)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("name", ["actor_critic", "naive_actor_critic", "tied_soft_q"])
+def test_divergence_and_advantages_are_computed_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    for module, function in ((boltzmann, "kl_to_prior"), (returns, "n_step_advantages")):
+        original = getattr(module, function)
+
+        def counted(*args: Any, original: Any = original, **kwargs: Any) -> Array:
+            calls.append(original.__name__)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, function, counted)
+    getattr(jaxsoft, name)(V, LOG_PI, ACTIONS, r_t=REWARDS, discount_t=DISCOUNTS, tau=TAU)
+    assert sorted(calls) == ["kl_to_prior", "n_step_advantages"]
+
+
 def test_targets_are_held_fixed() -> None:
     def soft_q(q: Array) -> Array:
-        return jaxsoft.n_step_soft_q(q, ACTIONS, REWARDS, DISCOUNTS, TAU).sum()
+        return jaxsoft.n_step_soft_q(q, ACTIONS, REWARDS, discount_t=DISCOUNTS, tau=TAU).sum()
 
     def fixed(q: Array) -> Array:
-        return jaxsoft.n_step_soft_q(q, ACTIONS, REWARDS, DISCOUNTS, TAU, target_q=Q).sum()
+        return jaxsoft.n_step_soft_q(
+            q, ACTIONS, REWARDS, discount_t=DISCOUNTS, tau=TAU, target_q=Q
+        ).sum()
 
     np.testing.assert_allclose(jax.grad(soft_q)(Q), jax.grad(fixed)(Q), rtol=1e-12)
     assert (jax.grad(soft_q)(Q)[-1] == 0).all()
     by_v, by_pi = jax.grad(
-        lambda v, p: jaxsoft.policy_gradient(v, p, ACTIONS, REWARDS, DISCOUNTS, TAU).sum(), (0, 1)
+        lambda v, p: jaxsoft.actor_critic(
+            v, p, ACTIONS, r_t=REWARDS, discount_t=DISCOUNTS, tau=TAU
+        ).sum(),
+        (0, 1),
     )(V, LOG_PI)
     assert (by_v[-1] == 0).all()
     assert (by_pi[-1] == 0).all()
@@ -129,7 +202,13 @@ def test_soft_q_learning_finds_the_optimal_q(tau: float) -> None:
             pairs = jnp.stack([table[states[row]], table[s_next]])
             priors = jnp.stack([log_prior[states[row]], log_prior[s_next]])
             each = jaxsoft.n_step_soft_q(
-                pairs, actions[row][None], r[None], mdp.gamma, tau, n=1, log_prior=priors
+                pairs,
+                actions[row][None],
+                r[None],
+                discount_t=mdp.gamma,
+                tau=tau,
+                n=1,
+                log_prior=priors,
             )
             return jnp.sum(p * each[0])
 
@@ -152,9 +231,9 @@ def test_damped_natural_q_is_the_tabular_closed_form(solver: str) -> None:
             lambda q: jnp.stack([jnp.broadcast_to(q, (A, A)), jnp.zeros((A, A))]),
             jnp.asarray(q_old),
             np.arange(A)[None],
-            rewards[None],
-            0.0,
-            TAU,
+            r_t=rewards[None],
+            discount_t=0.0,
+            tau=TAU,
             epsilon=epsilon,
             damping=0.0,
             solver=solver,
@@ -174,7 +253,14 @@ def test_hard_values_are_the_limit_that_a_traced_temperature_takes(prior: str) -
 
     def losses(tau: float | Array) -> Array:
         return jaxsoft.n_step_soft_q(
-            Q, ACTIONS, REWARDS, DISCOUNTS, tau, n=3, target_q=Q_OLD, log_prior=log_prior
+            Q,
+            ACTIONS,
+            REWARDS,
+            discount_t=DISCOUNTS,
+            tau=tau,
+            n=3,
+            target_q=Q_OLD,
+            log_prior=log_prior,
         )
 
     allowed = Q_OLD if log_prior is None else np.where(log_prior > -np.inf, Q_OLD, -np.inf)

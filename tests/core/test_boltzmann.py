@@ -291,6 +291,20 @@ def test_samples_follow_the_policy() -> None:
         assert frequency[3] == 0
 
 
+def test_one_key_per_state() -> None:
+    log_pi = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), [3, 5, 4]))
+    keys = jax.random.split(jax.random.key(1), [3, 5])
+    drawn = jaxsoft.sample_actions(keys, log_pi)
+    assert drawn.dtype == jnp.int32
+    for i, j in np.ndindex(3, 5):
+        assert drawn[i, j] == jaxsoft.sample_actions(keys[i, j], log_pi[i, j])
+    raw = jax.random.key_data(keys)
+    np.testing.assert_array_equal(jaxsoft.sample_actions(raw, log_pi), drawn)
+    np.testing.assert_array_equal(
+        jaxsoft.sample_actions(raw[0, 0], log_pi), jaxsoft.sample_actions(keys[0, 0], log_pi)
+    )
+
+
 def test_half_precision_does_not_starve_rare_actions() -> None:
     """Gumbel noise of bfloat16 would hardly ever draw the last action."""
     log_pi = jnp.log(jnp.asarray([0.9, 0.09, 0.009, 0.001])).astype(jnp.bfloat16)

@@ -53,7 +53,7 @@ def check(network: Callable[..., Any] = tied, **changes: Any) -> jaxsoft.Equival
     actions = jaxsoft.sample_actions(jax.random.key(1), acting)
     return jax.jit(
         lambda p: jaxsoft.check_equivalence(
-            network, p, OBSERVATIONS, actions, REWARDS, GAMMA, TAU, **settings
+            network, p, OBSERVATIONS, actions, r_t=REWARDS, discount_t=GAMMA, tau=TAU, **settings
         )
     )(PARAMS)
 
@@ -114,9 +114,9 @@ def test_the_sampled_gradients_are_those_of_the_losses() -> None:
     v, log_pi = tied(PARAMS, OBSERVATIONS)
     actions = jaxsoft.sample_actions(jax.random.key(1), log_pi[:-1])
     kl = jaxsoft.kl_to_prior(log_pi, LOG_PRIOR)
-    delta = jaxsoft.td_errors(REWARDS, GAMMA, v[:-1], v[1:], kl[:-1], TAU)
-    advantage = jaxsoft.n_step_advantages(delta, GAMMA, 3)
-    target = jaxsoft.soft_q_targets(advantage, v[:-1], kl[:-1], TAU)
+    delta = jaxsoft.td_errors(v[:-1], REWARDS, GAMMA, v_t=v[1:], kl_tm1=kl[:-1], tau=TAU)
+    advantage = jaxsoft.n_step_advantages(delta, GAMMA, n=3)
+    target = jaxsoft.soft_q_targets(advantage, v[:-1], kl[:-1], tau=TAU)
 
     def soft_q(p: Params) -> Array:
         q = jaxsoft.q_from_policy(*tied(p, OBSERVATIONS), TAU, LOG_PRIOR)
@@ -124,7 +124,15 @@ def test_the_sampled_gradients_are_those_of_the_losses() -> None:
 
     def actor_critic(p: Params) -> Array:
         v, log_pi = tied(p, OBSERVATIONS)
-        each = jaxsoft.a2c_loss(v[:-1], log_pi[:-1], actions, target, TAU, 1 / TAU, LOG_PRIOR[:-1])
+        each = jaxsoft.a2c_loss(
+            v[:-1],
+            log_pi[:-1],
+            actions,
+            target_t=target,
+            tau=TAU,
+            value_coef=1 / TAU,
+            log_prior=LOG_PRIOR[:-1],
+        )
         return TAU * each.mean()
 
     for given, loss in ((report.soft_q_gradient, soft_q), (report.policy_gradient, actor_critic)):
@@ -135,7 +143,14 @@ def test_the_sampled_gradients_are_those_of_the_losses() -> None:
 def test_improbable_actions_are_noticed() -> None:
     worst = jnp.argmin(policy(tied), axis=-1)
     report = jaxsoft.check_equivalence(
-        tied, PARAMS, OBSERVATIONS, worst, REWARDS, GAMMA, TAU, log_prior=LOG_PRIOR
+        tied,
+        PARAMS,
+        OBSERVATIONS,
+        worst,
+        r_t=REWARDS,
+        discount_t=GAMMA,
+        tau=TAU,
+        log_prior=LOG_PRIOR,
     )
     assert set(report.broken()) == {"surprise"}
 
@@ -153,7 +168,14 @@ def test_masked_actions() -> None:
     log_pi = jaxsoft.log_policy(q_head(PARAMS, OBSERVATIONS), TAU, log_prior)
     actions = jaxsoft.sample_actions(jax.random.key(2), log_pi[:-1])
     report = jaxsoft.check_equivalence(
-        q_head, PARAMS, OBSERVATIONS, actions, REWARDS, GAMMA, TAU, log_prior=log_prior
+        q_head,
+        PARAMS,
+        OBSERVATIONS,
+        actions,
+        r_t=REWARDS,
+        discount_t=GAMMA,
+        tau=TAU,
+        log_prior=log_prior,
     )
     assert report.expected_difference < 1e-12
     assert not report.broken()
@@ -164,7 +186,14 @@ def test_float32_is_judged_by_its_own_rounding() -> None:
     params, observations, rewards, log_prior = cast
     actions = jaxsoft.sample_actions(jax.random.key(1), policy(tied))
     report = jaxsoft.check_equivalence(
-        tied, params, observations, actions, rewards, GAMMA, TAU, log_prior=log_prior
+        tied,
+        params,
+        observations,
+        actions,
+        r_t=rewards,
+        discount_t=GAMMA,
+        tau=TAU,
+        log_prior=log_prior,
     )
     assert report.cosine.dtype == jnp.float32
     assert report.expected_difference < 1e-5

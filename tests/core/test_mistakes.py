@@ -1,5 +1,6 @@
-"""Mistakes are caught at the door: what was given, what was expected, how to mend it."""
+"""Mistakes are caught at the door, by a sentence: what must hold, what was given, how to fix it."""
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -24,30 +25,39 @@ def log_probs(params: dict[str, jax.Array]) -> jax.Array:
 
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     # Ranks and shapes.
-    "no time axis": (lambda: jaxsoft.td_errors(1.0, 0.9, 0.0, 0.0, 0.0, 0.1), "axis 0 is time"),
+    "no time axis": (
+        lambda: jaxsoft.td_errors(0.0, 1.0, 0.9, v_t=0.0, kl_tm1=0.0, tau=0.1),
+        "axis 0 is time",
+    ),
     "no time axis, q": (lambda: jaxsoft.soft_q_loss(q[0, 0], a[0, 0], r[0, 0]), "axis 0 is time"),
     "no actions": (lambda: jaxsoft.soft_value(0.5, 0.1), "last axis is actions"),
     "zero actions": (lambda: jaxsoft.soft_value(np.zeros((3, 0)), 0.1), "at least one action"),
-    "one step short": (lambda: jaxsoft.td_errors(r, 0.9, v, v[1:], kl, 0.1), "same length T"),
-    "one step long": (lambda: jaxsoft.value_loss(np.zeros((T + 1, B)), r), "same length T"),
-    "no batch axis": (lambda: jaxsoft.n_step_advantages(r, v[:, 0], 3), r"x\[:, None\]"),
+    "one step short": (
+        lambda: jaxsoft.td_errors(v, r, 0.9, v_t=v[1:], kl_tm1=kl, tau=0.1),
+        (
+            r"^td_errors: expected v_tm1 and v_t to have the same length along time, got 5 and 4\. "
+            r"For values at T \+ 1 states pass v_tm1=v\[:-1\] and v_t=v\[1:\]\.$"
+        ),
+    ),
+    "one step long": (lambda: jaxsoft.value_loss(np.zeros((T + 1, B)), r), "got 6 and 5"),
+    "no batch axis": (lambda: jaxsoft.n_step_advantages(r, v[:, 0], n=3), r"x\[:, None\]"),
     "square transposed": (
-        lambda: jaxsoft.policy_gradient_loss(log_pi, a, r.T, 0.1),
-        "same length T",
+        lambda: jaxsoft.policy_gradient_loss(log_pi, a, r.T, tau=0.1),
+        "same length along time",
     ),
     "batches differ": (lambda: jaxsoft.value_loss(v, np.zeros((T, 7))), "batch axes"),
     "cut of another shape": (
-        lambda: jaxsoft.lambda_advantages(r, 0.9, 0.9, np.zeros(T)),
+        lambda: jaxsoft.lambda_advantages(r, 0.9, lambda_=0.9, cut_t=np.zeros(T)),
         "same number of axes",
     ),
-    "actions of another shape": (lambda: jaxsoft.soft_q_loss(q, a[:-1], r), "one action a step"),
+    "actions of another shape": (lambda: jaxsoft.soft_q_loss(q, a[:-1], r), "one action per step"),
     "one-hot actions": (
         lambda: jaxsoft.soft_q_loss(q, np.zeros((T, B, A), np.int32), r),
-        "one action a step",
+        "one action per step",
     ),
     "old values of another shape": (
-        lambda: jaxsoft.damped_soft_q_loss(q, a, q[..., 0], r, 0.1),
-        "one action a step",
+        lambda: jaxsoft.damped_soft_q_loss(q, a, r, q_old_tm1=q[..., 0], epsilon=0.1),
+        "one action per step",
     ),
     "prior of another size": (lambda: jaxsoft.log_policy(q, 0.1, np.zeros(A + 1)), "broadcasts"),
     "tau of another shape": (lambda: jaxsoft.soft_value(q, np.ones(B)), "a scalar, or"),
@@ -55,30 +65,49 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: jaxsoft.q_from_policy(v[..., None], log_pi, 0.1),
         r"value\[..., 0\]",
     ),
-    "policy of another shape": (lambda: jaxsoft.policy_value(q, log_pi[0], 0.1), "the same shape"),
-    "T states for T actions": (lambda: jaxsoft.n_step_soft_q(q, a, r, 0.9, 0.1), r"T \+ 1"),
+    "policy of another shape": (
+        lambda: jaxsoft.policy_value(q, log_pi[0], 0.1),
+        "to have the same shape",
+    ),
+    "T states for T actions": (
+        lambda: jaxsoft.n_step_soft_q(q, a, r, discount_t=0.9, tau=0.1),
+        "one more entry along time than a_tm1",
+    ),
     "T values for T actions": (
-        lambda: jaxsoft.policy_gradient(v, log_pi, a, r, 0.9, 0.1),
-        r"T \+ 1",
+        lambda: jaxsoft.actor_critic(v, log_pi, a, r_t=r, discount_t=0.9, tau=0.1),
+        "one more entry along time than a_tm1",
+    ),
+    "keys of another shape": (
+        lambda: jaxsoft.sample_actions(jax.random.split(jax.random.key(0), T), log_pi),
+        "one per state",
     ),
     # Dtypes.
     "float actions": (lambda: jaxsoft.soft_q_loss(q, a.astype(float), r), "integer action"),
     "integer values": (lambda: jaxsoft.soft_value(np.zeros((3, 2), int), 0.1), "floating dtype"),
-    "integer rewards": (lambda: jaxsoft.td_errors(a, 0.9, v, v, kl, 0.1), "astype"),
+    "integer rewards": (lambda: jaxsoft.td_errors(v, a, 0.9, v_t=v, kl_tm1=kl, tau=0.1), "astype"),
     "complex values": (lambda: jaxsoft.soft_value(q + 0j, 0.1), "floating dtype"),
     # Values.
-    "action too large": (lambda: jaxsoft.soft_q_loss(q, a + A, r), "indices from 0 to 2"),
-    "negative action": (lambda: jaxsoft.soft_q_loss(q, a - 1, r), "indices from 0 to 2"),
+    "action too large": (
+        lambda: jaxsoft.soft_q_loss(q, a + A, r),
+        "to index the 3 actions of q_tm1",
+    ),
+    "negative action": (
+        lambda: jaxsoft.soft_q_loss(q, a - 1, r),
+        "to index the 3 actions of q_tm1",
+    ),
     "negative tau": (lambda: jaxsoft.soft_value(q, -0.1), "tau >= 0"),
     "negative tau, an array": (lambda: jaxsoft.log_policy(q, jnp.asarray(-1.0)), "tau >= 0"),
-    "tau is NaN": (lambda: jaxsoft.one_step_targets(r, 0.9, q, np.nan), "tau >= 0"),
-    "n of zero": (lambda: jaxsoft.n_step_advantages(r, 0.9, 0), "n >= 1"),
-    "n is a float": (lambda: jaxsoft.n_step_advantages(r, 0.9, 5.0), "Python int"),  # type: ignore[arg-type]
+    "tau is NaN": (lambda: jaxsoft.one_step_targets(r, 0.9, q, tau=np.nan), "tau >= 0"),
+    "n of zero": (lambda: jaxsoft.n_step_advantages(r, 0.9, n=0), "n >= 1"),
+    "n is a float": (lambda: jaxsoft.n_step_advantages(r, 0.9, n=5.0), "Python int"),  # type: ignore[arg-type]
     "n is traced": (
-        lambda: jax.jit(lambda n: jaxsoft.n_step_advantages(r, 0.9, n))(3),
+        lambda: jax.jit(lambda n: jaxsoft.n_step_advantages(r, 0.9, n=n))(3),
         "static_argnames",
     ),
-    "negative epsilon": (lambda: jaxsoft.damped_soft_q_loss(q, a, q, r, -0.1), "damping >= 0"),
+    "negative epsilon": (
+        lambda: jaxsoft.damped_soft_q_loss(q, a, r, q_old_tm1=q, epsilon=-0.1),
+        "epsilon >= 0",
+    ),
     # Natural gradients.
     "solver misspelt": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), solver="Gram"),
@@ -86,11 +115,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "advantage of another shape": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(5)),
-        "the same shape",
+        "to have the same shape",
     ),
     "weight of another shape": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), weight=np.ones(5)),
-        "the same shape",
+        "to have the same shape",
     ),
     "negative damping": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), damping=-1e-3),
@@ -98,7 +127,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no parameters": (
         lambda: jaxsoft.natural_gradient(lambda p: jnp.zeros(6), {}, np.ones(6)),
-        "without arrays",
+        "params to hold arrays",
     ),
     "integer parameters": (
         lambda: jaxsoft.natural_gradient(log_probs, {"w": np.zeros((4, A), int)}, np.ones(6)),
@@ -106,7 +135,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no samples": (
         lambda: jaxsoft.natural_gradient(lambda p: log_probs(p)[:0], PARAMS, np.ones(0)),
-        "a sample",
+        "at least one sample",
     ),
     "no iterations": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), max_iterations=0),
@@ -117,7 +146,9 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         "damping > 0",
     ),
     "undamped temperature": (
-        lambda: jaxsoft.damped_natural_q(lambda p: states, PARAMS, a, r, 0.9, 0.0, epsilon=0.1),
+        lambda: jaxsoft.damped_natural_q(
+            lambda p: states, PARAMS, a, r_t=r, discount_t=0.9, tau=0.0, epsilon=0.1
+        ),
         "tau > 0",
     ),
     "behaviour of the taken actions alone": (
@@ -126,9 +157,9 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
             PARAMS,
             None,
             a,
-            r,
-            0.9,
-            0.1,
+            r_t=r,
+            discount_t=0.9,
+            tau=0.1,
             behaviour_log_pi=v,
         ),
         "log μ of every action",
@@ -141,20 +172,18 @@ def test_a_mistake_is_explained(name: str) -> None:
     call, words = MISTAKES[name]
     with pytest.raises((ValueError, TypeError), match=words) as raised:
         call()
-    message = str(raised.value)
-    function = message.split(":", 1)[0].removeprefix("jaxsoft.")
+    function, _, rest = str(raised.value).partition(": ")
     assert function in jaxsoft.__all__
-    assert "given" in message
-    assert "expected" in message
-    assert len(message.split(". ")) > 1 or message.endswith("."), "no word on how to mend it"
+    # What must hold, what was given, how to fix it.
+    assert re.fullmatch(r"expected .+, got .+\. [A-Z'a-z].+\.", rest)
 
 
 def test_updates_without_the_log_probabilities() -> None:
     optimiser = jaxsoft.scale_by_fisher()
     state = optimiser.init(PARAMS)
-    with pytest.raises(ValueError, match="without `log_prob_fn`"):
+    with pytest.raises(ValueError, match="an update without log_prob_fn"):
         optimiser.update(PARAMS, state, PARAMS)
-    with pytest.raises(ValueError, match="without `params`"):
+    with pytest.raises(ValueError, match="an update without params"):
         optimiser.update(PARAMS, state, log_prob_fn=log_probs)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxsoft
-from jaxsoft import returns
+from jaxsoft import _recurrence
 from tests.support import oracles
 
 TAU, T = 0.3, 11
@@ -30,7 +30,7 @@ class Path:
 
 
 seeds = st.integers(0, 2**31)
-lengths = st.sampled_from([1, 2, 7, 32])  # each length compiles anew
+lengths = st.sampled_from([1, 2, 7, 32])  # each length compiles again
 windows = st.sampled_from([1, 2, 3, 5, 8, 31, 40])
 
 
@@ -38,7 +38,7 @@ windows = st.sampled_from([1, 2, 3, 5, 8, 31, 40])
 def test_n_step_windows(seed: int, length: int, n: int) -> None:
     p = Path(seed, length)
     np.testing.assert_allclose(
-        jaxsoft.n_step_advantages(p.delta, p.discount, n, p.cut),
+        jaxsoft.n_step_advantages(p.delta, p.discount, n=n, cut_t=p.cut),
         oracles.n_step_advantages(p.delta, p.discount, n, p.cut),
         rtol=1e-12,
         atol=1e-13,
@@ -49,7 +49,7 @@ def test_n_step_windows(seed: int, length: int, n: int) -> None:
 def test_lambda_sums(seed: int, length: int, lambda_: float) -> None:
     p = Path(seed, length)
     np.testing.assert_allclose(
-        jaxsoft.lambda_advantages(p.delta, p.discount, lambda_, p.cut),
+        jaxsoft.lambda_advantages(p.delta, p.discount, lambda_=lambda_, cut_t=p.cut),
         oracles.lambda_advantages(p.delta, p.discount, lambda_, p.cut),
         rtol=1e-12,
         atol=1e-13,
@@ -60,13 +60,20 @@ def test_lambda_sums(seed: int, length: int, lambda_: float) -> None:
 def test_n_step_targets_from_rewards(seed: int, length: int, n: int) -> None:
     p = Path(seed, length)
     # A transition that neither ends nor is cut starts where the last one ended.
-    delta = jaxsoft.td_errors(p.r, p.discount, p.v, p.v_t, p.kl, TAU)
-    advantage = jaxsoft.n_step_advantages(delta, p.discount, n, p.cut)
+    delta = jaxsoft.td_errors(p.v, p.r, p.discount, v_t=p.v_t, kl_tm1=p.kl, tau=TAU)
+    advantage = jaxsoft.n_step_advantages(delta, p.discount, n=n, cut_t=p.cut)
     np.testing.assert_allclose(
-        jaxsoft.soft_q_targets(advantage, p.v, p.kl, TAU),
+        jaxsoft.soft_q_targets(advantage, p.v, p.kl, tau=TAU),
         oracles.n_step_q_targets(p.r, p.discount, p.v_t, p.kl, TAU, n, p.cut),
         rtol=1e-12,
         atol=1e-12,
+    )
+    v = np.append(p.v, p.v_t[-1])
+    np.testing.assert_array_equal(
+        jaxsoft.n_step_soft_q_targets(
+            v, p.kl, p.r, discount_t=p.discount, tau=TAU, n=n, cut_t=p.cut
+        ),
+        jaxsoft.soft_q_targets(advantage, p.v, p.kl, tau=TAU),
     )
     np.testing.assert_allclose(
         p.v + np.asarray(advantage),
@@ -79,12 +86,16 @@ def test_n_step_targets_from_rewards(seed: int, length: int, n: int) -> None:
 @given(seeds)
 def test_limits_of_lambda_and_n(seed: int) -> None:
     p = Path(seed)
-    one = jaxsoft.n_step_advantages(p.delta, p.discount, 1, p.cut)
+    one = jaxsoft.n_step_advantages(p.delta, p.discount, n=1, cut_t=p.cut)
     np.testing.assert_array_equal(one, p.delta)
-    np.testing.assert_array_equal(jaxsoft.lambda_advantages(p.delta, p.discount, 0.0, p.cut), one)
-    whole = jaxsoft.n_step_advantages(p.delta, p.discount, T, p.cut)
-    np.testing.assert_array_equal(whole, jaxsoft.n_step_advantages(p.delta, p.discount, 99, p.cut))
-    by_lambda = jaxsoft.lambda_advantages(p.delta, p.discount, 1.0, p.cut)
+    np.testing.assert_array_equal(
+        jaxsoft.lambda_advantages(p.delta, p.discount, lambda_=0.0, cut_t=p.cut), one
+    )
+    whole = jaxsoft.n_step_advantages(p.delta, p.discount, n=T, cut_t=p.cut)
+    np.testing.assert_array_equal(
+        whole, jaxsoft.n_step_advantages(p.delta, p.discount, n=99, cut_t=p.cut)
+    )
+    by_lambda = jaxsoft.lambda_advantages(p.delta, p.discount, lambda_=1.0, cut_t=p.cut)
     np.testing.assert_allclose(by_lambda, whole, rtol=1e-13, atol=1e-14)
 
 
@@ -92,9 +103,9 @@ def test_truncation_bootstraps_and_termination_does_not() -> None:
     r, v, v_t = np.ones(4), np.zeros(4), np.full(4, 10.0)
 
     def targets(discount: list[float], cut: list[int]) -> np.ndarray:
-        delta = jaxsoft.td_errors(r, np.asarray(discount), v, v_t, 0.0, TAU)
+        delta = jaxsoft.td_errors(v, r, np.asarray(discount), v_t=v_t, kl_tm1=0.0, tau=TAU)
         return np.asarray(
-            jaxsoft.n_step_advantages(delta, np.asarray(discount), 4, np.asarray(cut))
+            jaxsoft.n_step_advantages(delta, np.asarray(discount), n=4, cut_t=np.asarray(cut))
         )
 
     # At the end of the arrays the last value counts; v = 0 in between hides the other ones.
@@ -110,14 +121,16 @@ def test_truncation_bootstraps_and_termination_does_not() -> None:
 def test_off_policy_q_targets(seed: int, length: int, lambda_: float, kind: str) -> None:
     p = Path(seed, length)
     coefficients = {
-        "retrace": lambda: jaxsoft.retrace_coefficients(p.log_rho, lambda_),
-        "tree_backup": lambda: jaxsoft.tree_backup_coefficients(np.log(p.pi), lambda_),
+        "retrace": lambda: jaxsoft.retrace_coefficients(p.log_rho, lambda_=lambda_),
+        "tree_backup": lambda: jaxsoft.tree_backup_coefficients(np.log(p.pi), lambda_=lambda_),
         "importance": lambda: lambda_ * np.exp(p.log_rho),
     }[kind]()
     expected = oracles.retrace_targets(
         p.r, p.discount, p.q, p.v_t, lambda_ * oracles.TRACES[kind](p.pi, p.mu), p.cut
     )
-    given = jaxsoft.trace_targets(p.q, p.r, p.discount, p.v_t, coefficients, p.cut)
+    given = jaxsoft.trace_targets(
+        p.q, p.r, p.discount, v_t=p.v_t, trace_tm1=coefficients, cut_t=p.cut
+    )
     np.testing.assert_allclose(given, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -125,7 +138,7 @@ def test_off_policy_q_targets(seed: int, length: int, lambda_: float, kind: str)
 def test_v_trace(seed: int, length: int, clip_rho: float, clip_c: float) -> None:
     p = Path(seed, length)
     given = jaxsoft.v_trace(
-        p.delta, p.discount, p.log_rho, 1.0, p.cut, clip_rho=clip_rho, clip_c=clip_c
+        p.delta, p.discount, p.log_rho, lambda_=1.0, cut_t=p.cut, clip_rho=clip_rho, clip_c=clip_c
     )
     rho = p.pi / p.mu
     errors = oracles.vtrace_errors(p.delta, p.discount, rho, clip_rho, clip_c, p.cut)
@@ -138,8 +151,8 @@ def test_v_trace(seed: int, length: int, clip_rho: float, clip_c: float) -> None
 @given(seeds, st.floats(0, 1))
 def test_v_trace_on_policy_is_td_lambda(seed: int, lambda_: float) -> None:
     p = Path(seed)
-    trace = jaxsoft.v_trace(p.delta, p.discount, np.zeros(T), lambda_, p.cut)
-    td_lambda = jaxsoft.lambda_advantages(p.delta, p.discount, lambda_, p.cut)
+    trace = jaxsoft.v_trace(p.delta, p.discount, np.zeros(T), lambda_=lambda_, cut_t=p.cut)
+    td_lambda = jaxsoft.lambda_advantages(p.delta, p.discount, lambda_=lambda_, cut_t=p.cut)
     np.testing.assert_allclose(trace.errors, td_lambda, rtol=1e-12, atol=1e-13)
 
 
@@ -160,7 +173,11 @@ def test_soft_traces_are_unbiased_off_policy(tau: float, kind: str) -> None:
         "importance": lambda: (pi / mu)[s, a],
     }[kind]()
     target = jaxsoft.trace_targets(
-        q[s, a], paths.rewards.T, paths.discounts.T, v[paths.next_states.T], coefficients
+        q[s, a],
+        paths.rewards.T,
+        paths.discounts.T,
+        v_t=v[paths.next_states.T],
+        trace_tm1=coefficients,
     )
     np.testing.assert_allclose(paths.probs @ np.asarray(target)[0], q[0, 1], rtol=1e-10)
 
@@ -173,7 +190,9 @@ def test_soft_v_trace_is_unbiased_off_policy(tau: float) -> None:
     kl = np.asarray(jaxsoft.kl_to_prior(np.log(pi), np.log(mdp.prior)))
     paths = oracles.trajectories(mdp, mu, 0, 3)
     s, a, s_next = paths.states.T, paths.actions.T, paths.next_states.T
-    delta = jaxsoft.td_errors(paths.rewards.T, paths.discounts.T, v[s], v[s_next], kl[s], tau)
+    delta = jaxsoft.td_errors(
+        v[s], paths.rewards.T, paths.discounts.T, v_t=v[s_next], kl_tm1=kl[s], tau=tau
+    )
     trace = jaxsoft.v_trace(
         delta, paths.discounts.T, np.log(pi / mu)[s, a], clip_rho=np.inf, clip_c=np.inf
     )
@@ -182,7 +201,7 @@ def test_soft_v_trace_is_unbiased_off_policy(tau: float) -> None:
 
 
 def test_on_policy_traces_carry_the_sampled_log_ratio() -> None:
-    """With c = 1, y is the soft n-step return with τ log(π/π̄) in the place of each KL."""
+    """With c = 1, y is the soft n-step return with τ log(π/π̄) instead of each KL."""
     rng = np.random.default_rng(0)
     q = rng.normal(size=(T + 1, 3))
     log_prior = np.log(rng.dirichlet(np.ones(3), size=T + 1))
@@ -190,7 +209,7 @@ def test_on_policy_traces_carry_the_sampled_log_ratio() -> None:
     v = np.asarray(jaxsoft.soft_value(q, TAU, log_prior))
     ratio = np.asarray(jaxsoft.log_policy(q, TAU, log_prior)) - log_prior
     ratio_a, q_a = ratio[np.arange(T), a], q[np.arange(T), a]
-    given = jaxsoft.trace_targets(q_a, r, 0.9, v[1:], 1.0)
+    given = jaxsoft.trace_targets(q_a, r, 0.9, v_t=v[1:], trace_tm1=1.0)
     discount = np.full(T, 0.9)
     expected = oracles.n_step_q_targets(r, discount, v[1:], ratio_a, TAU, T)
     np.testing.assert_allclose(given, expected, rtol=1e-12)
@@ -204,15 +223,17 @@ def test_every_evaluation_of_the_recurrence_agrees(window: int) -> None:
     expected = np.stack(
         [oracles.n_step_advantages(*np.asarray([x[:, b], c[:, b]]), window) for b in range(2)], 1
     )
-    np.testing.assert_allclose(returns._by_doubling(x, c, window), expected, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(
+        _recurrence.by_doubling(x, c, window), expected, rtol=1e-13, atol=1e-14
+    )
     if window == 31:
-        np.testing.assert_allclose(returns._by_scan(x, c), expected, rtol=1e-13, atol=1e-14)
-        parallel = returns._by_associative_scan(x, c)
+        np.testing.assert_allclose(_recurrence.by_scan(x, c), expected, rtol=1e-13, atol=1e-14)
+        parallel = _recurrence.by_associative_scan(x, c)
         np.testing.assert_allclose(parallel, expected, rtol=1e-13, atol=1e-14)
         forms = (
-            returns._by_scan,
-            returns._by_associative_scan,
-            lambda x, c: returns._by_doubling(x, c, window),
+            _recurrence.by_scan,
+            _recurrence.by_associative_scan,
+            lambda x, c: _recurrence.by_doubling(x, c, window),
         )
         by_scan, *others = [jax.vjp(f, x, c)[1](jnp.ones_like(x)) for f in forms]
         for other in others:
@@ -226,8 +247,8 @@ def test_every_evaluation_of_the_recurrence_agrees(window: int) -> None:
 @given(seeds, st.integers(1, T))
 def test_n_step_against_rlax(seed: int, n: int) -> None:
     p = Path(seed, cuts=False)
-    delta = jaxsoft.td_errors(p.r, p.discount, p.v, p.v_t, 0.0, 0.0)
-    given = p.v + np.asarray(jaxsoft.n_step_advantages(delta, p.discount, n))
+    delta = jaxsoft.td_errors(p.v, p.r, p.discount, v_t=p.v_t, kl_tm1=0.0, tau=0.0)
+    given = p.v + np.asarray(jaxsoft.n_step_advantages(delta, p.discount, n=n))
     hard = rlax.n_step_bootstrapped_returns(
         jnp.asarray(p.r), jnp.asarray(p.discount), jnp.asarray(p.v_t), n
     )
@@ -237,8 +258,8 @@ def test_n_step_against_rlax(seed: int, n: int) -> None:
 @given(seeds, st.floats(0, 1, width=32))
 def test_lambda_returns_against_rlax(seed: int, lambda_: float) -> None:
     p = Path(seed, cuts=False)
-    delta = jaxsoft.td_errors(p.r, p.discount, p.v, p.v_t, 0.0, 0.0)
-    given = p.v + np.asarray(jaxsoft.lambda_advantages(delta, p.discount, lambda_))
+    delta = jaxsoft.td_errors(p.v, p.r, p.discount, v_t=p.v_t, kl_tm1=0.0, tau=0.0)
+    given = p.v + np.asarray(jaxsoft.lambda_advantages(delta, p.discount, lambda_=lambda_))
     hard = rlax.lambda_returns(
         jnp.asarray(p.r), jnp.asarray(p.discount), jnp.asarray(p.v_t), lambda_
     )
@@ -248,10 +269,10 @@ def test_lambda_returns_against_rlax(seed: int, lambda_: float) -> None:
 @given(seeds, st.floats(0, 1, width=32))
 def test_v_trace_against_rlax(seed: int, lambda_: float) -> None:
     p = Path(seed, cuts=False)
-    delta = jaxsoft.td_errors(p.r, p.discount, p.v, p.v_t, 0.0, 0.0)
+    delta = jaxsoft.td_errors(p.v, p.r, p.discount, v_t=p.v_t, kl_tm1=0.0, tau=0.0)
     arrays = (jnp.asarray(x) for x in (p.v, p.v_t, p.r, p.discount, np.exp(p.log_rho)))
     hard = rlax.vtrace(*arrays, lambda_)
-    soft = jaxsoft.v_trace(delta, p.discount, p.log_rho, lambda_)
+    soft = jaxsoft.v_trace(delta, p.discount, p.log_rho, lambda_=lambda_)
     np.testing.assert_allclose(soft.errors, hard, rtol=1e-6, atol=1e-6)
 
 
@@ -260,7 +281,7 @@ def test_hard_q_learning_against_rlax(seed: int) -> None:
     rng = np.random.default_rng(seed)
     q, q_next = rng.normal(size=(2, T, 4))
     r, a = rng.normal(size=T), rng.integers(0, 4, size=T)
-    target = jaxsoft.one_step_targets(r, 0.9, q_next, 0.0)
+    target = jaxsoft.one_step_targets(r, 0.9, q_next, tau=0.0)
     given = jaxsoft.soft_q_loss(q, a, target)
     errors = jax.vmap(rlax.q_learning)(
         jnp.asarray(q), jnp.asarray(a), jnp.asarray(r), jnp.full(T, 0.9), jnp.asarray(q_next)
@@ -278,8 +299,8 @@ def test_retrace_against_rlax(seed: int, lambda_: float) -> None:
     t = np.arange(T)
     q_a, pi_a = q[t, a[:T]], pi[t, a[:T]]
     v_t = jaxsoft.policy_value(q, np.log(pi), 0.0)[1:]
-    trace = jaxsoft.retrace_coefficients(np.log(pi_a / mu[:T]), lambda_)
-    given = jaxsoft.trace_targets(q_a, r, 0.9, v_t, trace)
+    trace = jaxsoft.retrace_coefficients(np.log(pi_a / mu[:T]), lambda_=lambda_)
+    given = jaxsoft.trace_targets(q_a, r, 0.9, v_t=v_t, trace_tm1=trace)
     c_t = lambda_ * np.minimum(1.0, pi[t, a[:T]] / mu[:T])[1:]
     hard = rlax.general_off_policy_returns_from_q_and_v(
         *(jnp.asarray(x) for x in (q_a[1:], np.asarray(v_t), r, np.full(T, 0.9), c_t))

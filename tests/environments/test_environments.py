@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from envpool.registration import registry
 
-from jaxsoft.environments import About, EnvPool, HostEnvPool, Step, about, interpret
+from jaxsoft.agents.base import TimeStep
+from jaxsoft.environments import About, EnvPool, HostEnvPool, Space, about
+from jaxsoft.environments.autoreset import interpret
+from tests.support.steps import ends
 
 ATARI = {"episodic_life": True, "noop_max": 1}
 
@@ -33,7 +36,8 @@ def by_hand(game, actions, seeds, num_envs, **options):
     zero, no = np.zeros(len(env_seeds)), np.zeros(len(env_seeds), bool)
     words = [{"observation": observation, "reward": zero, "done": no, "truncated": no} | info]
     for action in actions:
-        observation, reward, done, truncated, info = env.step(action.reshape(-1))
+        sent = action.reshape(len(env_seeds), *action.shape[2:])
+        observation, reward, done, truncated, info = env.step(sent)
         words.append(
             {"observation": observation, "reward": reward, "done": done, "truncated": truncated}
             | info
@@ -93,8 +97,8 @@ def test_frames_are_stacked_as_envpool_stacks_them(driver):
     np.testing.assert_array_equal(steps.observation, words["observation"])
     assert steps.observation.dtype == np.uint8
     # Of the last two, lost lives keep the stack and whole games do not.
-    assert np.sum(steps.first & ~steps.reset) > 4
-    assert np.sum(steps.reset[1:]) > 3
+    assert np.sum((steps.weight == 0) & ~steps.first) > 4
+    assert np.sum(steps.first[1:]) > 3
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -108,15 +112,18 @@ def test_ends_of_atari_games_are_told_apart(driver):
     fewer = np.zeros(time.shape, bool)
     fewer[1:] = lives[1:] < lives[:-1]
     over, limit = words["terminated"] == 1, time == LIMIT
-    np.testing.assert_array_equal(steps.first, ~transition)
-    np.testing.assert_array_equal(steps.reset, time == 0)
-    np.testing.assert_array_equal(steps.terminated, transition & over)
-    np.testing.assert_array_equal(steps.truncated, transition & limit & ~over)
-    np.testing.assert_array_equal(steps.life_lost, transition & fewer & ~over & ~limit)
-    for kind in (steps.terminated, steps.truncated, steps.life_lost):
+    game_over, life_lost, truncated = ends(steps)
+    np.testing.assert_array_equal(steps.weight, transition)
+    np.testing.assert_array_equal(steps.first, time == 0)
+    np.testing.assert_array_equal(game_over, transition & over)
+    np.testing.assert_array_equal(truncated, transition & limit & ~over)
+    np.testing.assert_array_equal(life_lost, transition & fewer & ~over & ~limit)
+    for kind in (game_over, truncated, life_lost):
         assert kind.sum() > 1
-    ended = steps.terminated | steps.truncated | steps.life_lost
-    np.testing.assert_array_equal(steps.first[1:], ended[:-1])
+    ended = game_over | truncated | life_lost
+    np.testing.assert_array_equal(steps.cut, ended | ~transition)
+    np.testing.assert_array_equal(steps.weight[1:] == 0, ended[:-1])
+    np.testing.assert_array_equal(steps.score, transition * words["reward"])
 
 
 def test_a_time_limit_on_the_games_own_end_is_a_termination():
@@ -131,9 +138,10 @@ def test_a_time_limit_on_the_games_own_end_is_a_termination():
     assert not again["done"].any(where=again["terminated"] == 1)
     pool = HostEnvPool("Breakout-v5", num_envs=1, seeds=(7,), **options)
     steps = from_host(pool, actions[: end + 1])
-    assert steps.terminated[:, 0, 0].tolist() == [t == end for t in range(end + 2)]
-    assert not steps.truncated.any()
-    assert steps.reset[:, 0, 0].tolist() == [t in (0, end + 1) for t in range(end + 2)]
+    game_over, _, truncated = ends(steps)
+    assert game_over[:, 0, 0].tolist() == [t == end for t in range(end + 2)]
+    assert not truncated.any()
+    assert steps.first[:, 0, 0].tolist() == [t in (0, end + 1) for t in range(end + 2)]
 
 
 def test_rewards_are_clipped_and_scores_are_not():
@@ -154,11 +162,11 @@ def test_options_that_change_what_is_seen(changes):
     actions = actions_for(24, (0,), 2, 18)
     words = by_hand("Breakout-v5", actions, (0,), 2, **options)
     pool = HostEnvPool("Breakout-v5", num_envs=2, seeds=(0,), **options)
-    assert pool.num_actions == 18
-    assert pool.observation_shape == words["observation"].shape[3:]
+    assert pool.action == Space.discrete(18)
+    assert pool.observation.shape == words["observation"].shape[3:]
     steps = from_host(pool, actions)
     np.testing.assert_array_equal(steps.observation, words["observation"])
-    assert steps.reset.sum() == 6
+    assert steps.first.sum() == 6
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -173,16 +181,63 @@ def test_cart_pole(driver, limit):
     np.testing.assert_array_equal(steps.observation, words["observation"])
     np.testing.assert_array_equal(steps.reward, words["reward"])
     np.testing.assert_array_equal(steps.score, words["reward"])
-    assert not steps.life_lost.any()
+    game_over, life_lost, truncated = ends(steps)
+    assert not life_lost.any()
     np.testing.assert_array_equal(steps.first, words["elapsed_step"] == 0)
-    np.testing.assert_array_equal(steps.reset, steps.first)
-    np.testing.assert_array_equal(steps.truncated, words["elapsed_step"] == limit)
+    np.testing.assert_array_equal(steps.weight == 0, steps.first)
+    np.testing.assert_array_equal(truncated, words["elapsed_step"] == limit)
     # What is seen at an end is the end: the pole beyond 12 degrees, or the cart off its track.
     x, angle = steps.observation[..., 0], steps.observation[..., 2]
     fallen = (np.abs(x) > 2.4) | (np.abs(angle) > 12 * 2 * np.pi / 360)
-    np.testing.assert_array_equal(steps.terminated, fallen & ~steps.truncated)
-    assert steps.truncated.any() == (limit == 15)
-    assert steps.terminated.any()
+    np.testing.assert_array_equal(game_over, fallen & ~truncated)
+    assert truncated.any() == (limit == 15)
+    assert game_over.any()
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    ("game", "acts", "size", "sees", "seen"),
+    [
+        ("Pendulum-v1", np.float32, 1, np.float32, 3),
+        ("HalfCheetah-v5", np.float64, 6, np.float64, 17),
+        ("AdroitHandRelocateSparse-v1", np.float32, 30, np.float64, 39),
+    ],
+)
+def test_actions_and_observations_of_real_numbers(driver, game, acts, size, sees, seen, x64):
+    """MuJoCo speaks float64, whatever the program computes in."""
+    limit, seeds, num_envs = 9, (3, 5), 2
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (24, len(seeds), num_envs, size)).astype(np.float32)
+    words = by_hand(game, actions.astype(acts), seeds, num_envs, max_episode_steps=limit)
+    assert words["observation"].dtype == sees
+    with jax.enable_x64(x64):
+        dtype = np.dtype(sees if x64 else np.float32)
+        pool, play = DRIVERS[driver]
+        pool = pool(game, num_envs=num_envs, seeds=seeds, max_episode_steps=limit)
+        assert (pool.action.shape, pool.action.dtype) == ((size,), acts if x64 else np.float32)
+        assert (pool.observation.shape, pool.observation.dtype) == ((seen,), dtype)
+        steps = play(pool, actions)
+    assert steps.observation.dtype == dtype
+    assert steps.reward.dtype == steps.score.dtype == np.float32
+    np.testing.assert_array_equal(steps.observation, words["observation"].astype(dtype))
+    np.testing.assert_array_equal(steps.reward, words["reward"].astype(np.float32))
+    np.testing.assert_array_equal(steps.first, words["elapsed_step"] == 0)
+    _, _, truncated = ends(steps)
+    np.testing.assert_array_equal(truncated, words["elapsed_step"] == limit)
+    np.testing.assert_array_equal(steps.discount, 1)
+    assert truncated.sum() == 2 * len(seeds) * num_envs
+    # Each action counts: the next games differ where they do.
+    assert len(np.unique(steps.observation[-1].reshape(-1, seen), axis=0)) == 4
+
+
+def test_bounds_are_the_games_own():
+    action = about("Pendulum-v1").action
+    np.testing.assert_array_equal([action.low, action.high], [[-2], [2]])
+    assert action.categories == 0
+    wide = about("Pendulum-v1").observation
+    np.testing.assert_array_equal(wide.high, np.float32([1, 1, 8]))
+    np.testing.assert_array_equal(wide.low, -wide.high)
 
 
 def start_of(pool):
@@ -204,36 +259,55 @@ def test_environments_of_a_seed_are_its_own():
 @pytest.mark.parametrize("game", ["FrozenLake-v1", "Taxi-v3"])
 def test_categories_are_one_hot(driver, game):
     what = about(game)
-    actions = actions_for(25, (1,), 3, what.num_actions)
+    actions = actions_for(25, (1,), 3, what.action.categories)
     pool, play = DRIVERS[driver]
     pool = pool(game, num_envs=3, seeds=(1,))
     steps = play(pool, actions)
     numbers = by_hand(game, actions, (1,), 3)["observation"]
-    assert what.observation_shape == (what.categories,) == steps.observation.shape[3:]
-    assert what.observation_dtype == np.float32 == steps.observation.dtype
+    assert what.observation == Space((what.one_hot,), np.dtype(np.float32), 0, 0, 1)
+    assert steps.observation.shape[3:] == (what.one_hot,)
+    assert steps.observation.dtype == np.float32
     np.testing.assert_array_equal(np.argmax(steps.observation, -1), numbers)
     np.testing.assert_array_equal(np.sum(steps.observation, -1), 1)
     np.testing.assert_array_equal(np.max(steps.observation, -1), 1)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_bits(driver):
+    pool, play = DRIVERS[driver]
+    pool, actions = pool("Play2048-v1", num_envs=2, seeds=(1,)), actions_for(9, (1,), 2, 4)
+    assert pool.observation == Space((4, 4, 31), np.dtype(np.int8), 0, 0, 1)
+    steps = play(pool, actions)
+    assert steps.observation.dtype == np.int8
+    seen = by_hand("Play2048-v1", actions, (1,), 2)["observation"]
+    np.testing.assert_array_equal(steps.observation, seen)
 
 
 def test_images_that_are_not_atari():
     """A game of bytes that are not stacked: every frame is what EnvPool gives."""
     game = "gfootball/academy_empty_goal_close-v1"
     what = about(game)
-    assert (what.observation_shape, what.observation_dtype) == ((72, 96, 4), np.uint8)
+    assert (what.observation.shape, what.observation.dtype) == ((72, 96, 4), np.uint8)
     assert not what.is_atari
     pool = HostEnvPool(game, num_envs=1, seeds=(1,), num_threads=1)
-    steps = from_host(pool, actions_for(3, (1,), 1, what.num_actions))
+    steps = from_host(pool, actions_for(3, (1,), 1, what.action.categories))
     assert steps.observation.shape == (4, 1, 1, 72, 96, 4)
     assert steps.observation.dtype == np.uint8
 
 
 def test_what_there_is_to_know_of_games():
-    bytes_, floats = np.dtype(np.uint8), np.dtype(np.float32)
-    assert about("Pong-v5") == About("Pong-v5", True, 6, 0, (4, 84, 84), bytes_, 0)
-    assert about("Catch-v0") == About("Catch-v0", False, 3, 0, (10, 5), floats, 0)
-    assert about("CartPole-v1") == About("CartPole-v1", False, 2, 0, (4,), floats, 0)
-    assert about("FrozenLake-v1") == About("FrozenLake-v1", False, 4, 0, (16,), floats, 16)
+    def facts(game):
+        what = about(game)
+        seen = what.observation
+        return (what.is_atari, what.action, what.first_action, seen.shape, seen.dtype, what.one_hot)
+
+    bytes_, floats, one_of = np.dtype(np.uint8), np.dtype(np.float32), Space.discrete
+    assert facts("Pong-v5") == (True, one_of(6), 0, (4, 84, 84), bytes_, 0)
+    assert facts("Catch-v0") == (False, one_of(3), 0, (10, 5), floats, 0)
+    assert facts("CartPole-v1") == (False, one_of(2), 0, (4,), floats, 0)
+    assert facts("FrozenLake-v1") == (False, one_of(4), 0, (16,), floats, 16)
+    assert isinstance(about("Catch-v0"), About)
+    assert one_of(6) == Space((), np.dtype(np.int32), 6, 0, 5)
 
 
 @pytest.mark.parametrize(
@@ -256,19 +330,38 @@ def test_an_unknown_game_lists_near_ones(game, near):
 @pytest.mark.parametrize(
     ("game", "reason"),
     [
-        ("HalfCheetah-v5", "discrete actions"),
-        ("Pendulum-v1", "discrete actions"),
-        ("Tetris-v0", "discrete actions"),
-        ("MiniGrid-Empty-5x5-v0", "images, vectors or categories"),
+        ("Tetris-v0", "observations are an array or a category"),
+        ("MiniGrid-Empty-5x5-v0", "observations are an array or a category"),
         ("Chess-v1", "one player"),
         ("Go9x9-v1", "one player"),
         ("VizdoomCustom-v1", "that EnvPool can make"),
     ],
 )
-def test_games_that_cannot_be_trained_on_are_refused(game, reason):
+def test_games_that_are_not_of_arrays_or_of_one_player_are_refused(game, reason):
     for look in (about, functools.partial(HostEnvPool, num_envs=2)):
         with pytest.raises(ValueError, match=rf"^jaxsoft\.environments: given {game}.*{reason}"):
             look(game)
+
+
+def check(game, what, actions, seen):
+    """Spaces and what is said of them are those of EnvPool, in the precision that JAX has."""
+    one_of = isinstance(seen, gymnasium.spaces.Discrete)
+    assert what.observation.shape == ((seen.n,) if one_of else seen.shape), game
+    expected = np.float32 if one_of else seen.dtype
+    assert what.observation.dtype == jax.dtypes.canonicalize_dtype(expected), game
+    assert what.observation.categories == 0, game
+    assert what.one_hot == (seen.n if one_of else 0), game
+    assert not one_of or seen.start == 0, game
+    if isinstance(actions, gymnasium.spaces.Discrete):
+        assert what.action == Space.discrete(actions.n), game
+        assert what.first_action == actions.start, game
+    else:
+        assert what.action.shape == actions.shape, game
+        assert what.action.dtype == jax.dtypes.canonicalize_dtype(actions.dtype), game
+        assert what.action.categories == what.first_action == 0, game
+        np.testing.assert_array_equal(what.action.low, actions.low, err_msg=game)
+        np.testing.assert_array_equal(what.action.high, actions.high, err_msg=game)
+    assert what.is_atari == ("atari" in registry.specs[game][0]), game
 
 
 def check_every(games, monkeypatch):
@@ -292,20 +385,14 @@ def check_every(games, monkeypatch):
         actions, seen = spec.gymnasium_action_space, spec.gymnasium_observation_space
         spaces = gymnasium.spaces
         suits = (
-            isinstance(actions, spaces.Discrete)
+            isinstance(actions, (spaces.Discrete, spaces.Box))
             and isinstance(seen, (spaces.Box, spaces.Discrete, spaces.MultiBinary))
             and spec.config.max_num_players == 1
         )
         assert (what is not None) == suits, game
         if what is not None:
             described.append(game)
-            one_of = isinstance(seen, spaces.Discrete)
-            assert what.observation_shape == ((seen.n,) if one_of else seen.shape), game
-            assert what.observation_dtype == (np.float32 if one_of else seen.dtype), game
-            assert what.categories == (seen.n if one_of else 0), game
-            assert not one_of or seen.start == 0, game
-            assert (what.num_actions, what.first_action) == (actions.n, actions.start), game
-            assert what.is_atari == ("atari" in registry.specs[game][0]), game
+            check(game, what, actions, seen)
     return described
 
 
@@ -322,8 +409,7 @@ def test_a_step_and_an_answer_keep_their_shape():
     assert all(x.shape[:2] == (2, 3) for x in step)
     pool.send(np.zeros((2, 3), int))
     assert all(x.shape[:2] == (2, 3) for x in pool.recv())
-    assert isinstance(step, Step)
-    assert np.all(step.first & step.reset)
-    assert not np.any(step.terminated | step.truncated | step.life_lost)
-    assert not np.any(step.score)
-    assert not np.any(step.reward)
+    assert isinstance(step, TimeStep)
+    assert np.all(step.first & step.cut & (step.discount == 1))
+    for nothing in (step.weight, step.over, step.score, step.reward):
+        assert not np.any(nothing)

@@ -190,7 +190,7 @@ def test_bandit_policy_gradient(arm):
     bandit, agent, theta, outcomes = arm
     s, a, r, weights = outcomes(agent.policy(theta)[0])
     estimate = -bridge.gradient(
-        lambda h: lib.policy_gradient_loss(h.log_pi, a, r, bandit.tau, h.log_prior),
+        lambda h: lib.policy_gradient_loss(h.log_pi, a, r, tau=bandit.tau, log_prior=h.log_prior),
         agent, theta, s, weights,
     )  # fmt: skip
     assert_close(estimate, oracles.bandit_policy_gradient(bandit, agent, theta))
@@ -243,7 +243,7 @@ def test_bandit_equivalence(arm):
     v, kl = agent.value(theta)[s], agent.kl(theta)[s, 0]
     soft_q = bridge.gradient(lambda h: lib.soft_q_loss(h.q, a, r), agent, theta, s, weights)
     policy_part = bridge.gradient(
-        lambda h: lib.policy_gradient_loss(h.log_pi, a, r - v, tau, h.log_prior),
+        lambda h: lib.policy_gradient_loss(h.log_pi, a, r - v, tau=tau, log_prior=h.log_prior),
         agent, theta, s, weights,
     )  # fmt: skip
     value_part = bridge.gradient(
@@ -265,7 +265,7 @@ def test_values_are_whole_returns(episodic):
     kl, length = library_kl(policy, episodic), len(policy) - 1
     path = paths(episodic, policy, length, "state")
     delta = soft_deltas(episodic, path, v, kl)
-    v_pi = v + path.mean(lib.n_step_advantages(delta, path.discounts, length)[0])
+    v_pi = v + path.mean(lib.n_step_advantages(delta, path.discounts, n=length)[0])
     assert_close(v_pi, oracles.policy_value(episodic, policy))
     q_pi = q_targets(episodic, paths(episodic, policy, length), v, kl, length)
     assert_close(q_pi, oracles.policy_q(episodic, policy))
@@ -276,8 +276,8 @@ def test_values_are_whole_returns(episodic):
 def q_targets(mdp, path, v, kl, n):
     """Mean of the library's n-step targets from each state and action, [S, A]."""
     starts = path.states[:-1]
-    advantage = lib.n_step_advantages(soft_deltas(mdp, path, v, kl), path.discounts, n)
-    return path.mean(lib.soft_q_targets(advantage, v[starts], kl[starts], mdp.tau)[0])
+    advantage = lib.n_step_advantages(soft_deltas(mdp, path, v, kl), path.discounts, n=n)
+    return path.mean(lib.soft_q_targets(advantage, v[starts], kl[starts], tau=mdp.tau)[0])
 
 
 @equation(32, 34, 37)
@@ -285,7 +285,7 @@ def q_targets(mdp, path, v, kl, n):
 def test_backup_of_v(mdp, policy, n):
     v, path = some_v(mdp), paths(mdp, policy, n, "state")
     delta = soft_deltas(mdp, path, v, library_kl(policy, mdp))
-    backup = v + path.mean(lib.n_step_advantages(delta, path.discounts, n)[0])
+    backup = v + path.mean(lib.n_step_advantages(delta, path.discounts, n=n)[0])
     assert_close(backup, oracles.v_backup(mdp, policy, v, n))
     assert_differs(PRINTED["37"](mdp, policy, v, n), backup)
 
@@ -318,8 +318,8 @@ def test_boltzmann_backup(mdp, policy):
         path.rewards,
         path.discounts,
         q[path.states[1:]],
-        mdp.tau,
-        log_of(mdp.prior)[path.states[1:]],
+        tau=mdp.tau,
+        log_prior=log_of(mdp.prior)[path.states[1:]],
     )
     backup = path.mean(target[0])
     assert_close(backup, oracles.boltzmann_backup(mdp, q))
@@ -370,8 +370,10 @@ def test_lambda_targets(episodic, lambda_):
 
 def lambda_targets(mdp, path, v, kl, lambda_):
     starts = path.states[:-1]
-    advantage = lib.lambda_advantages(soft_deltas(mdp, path, v, kl), path.discounts, lambda_)
-    return path.mean(lib.soft_q_targets(advantage, v[starts], kl[starts], mdp.tau)[0])
+    advantage = lib.lambda_advantages(
+        soft_deltas(mdp, path, v, kl), path.discounts, lambda_=lambda_
+    )
+    return path.mean(lib.soft_q_targets(advantage, v[starts], kl[starts], tau=mdp.tau)[0])
 
 
 # ---- One sequence, step by step: sections 3.5, 3.6, 6.1 ------------------------------------------
@@ -395,7 +397,9 @@ class Sequence:
 
     def delta(self, kl=None):
         kl = self.kl if kl is None else kl
-        return lib.td_errors(self.r, self.discount, self.v[:-1], self.v[1:], kl, self.tau)
+        return lib.td_errors(
+            self.v[:-1], self.r, self.discount, v_t=self.v[1:], kl_tm1=kl, tau=self.tau
+        )
 
 
 @pytest.fixture(params=range(2))
@@ -412,18 +416,30 @@ STEPS = pytest.mark.parametrize("n", [1, 3, 4, 50])
 def test_soft_q_learning(sequence, n, cuts):
     x, cut = sequence, sequence.cut if cuts else None
     expected = oracles.n_step_q_targets(x.r, x.discount, x.v[1:], x.kl, x.tau, n, cut)
-    advantage = lib.n_step_advantages(x.delta(), x.discount, n, cut)
-    target = lib.soft_q_targets(advantage, x.v[:-1], x.kl, x.tau)
+    advantage = lib.n_step_advantages(x.delta(), x.discount, n=n, cut_t=cut)
+    target = lib.soft_q_targets(advantage, x.v[:-1], x.kl, tau=x.tau)
     assert_close(target, expected)
+    kl = np.append(x.kl, np.nan)  # the last state's is not used
+    whole_target = lib.n_step_soft_q_targets(
+        x.v, kl, x.r, discount_t=x.discount, tau=x.tau, n=n, cut_t=cut
+    )
+    assert_close(whole_target, expected)
     other = x.q[::-1]  # the network that learns; x.q is its target network
     error = other[np.arange(x.length), x.a] - expected
     assert_close(lib.soft_q_loss(other[:-1], x.a, target), 0.5 * error**2)
 
     def whole(q):
         return lib.n_step_soft_q(
-            q, x.a, x.r, x.discount, x.tau,
-            n=n, target_q=x.q, log_prior=log_of(x.prior), cut_t=cut,
-        )  # fmt: skip
+            q,
+            x.a,
+            x.r,
+            discount_t=x.discount,
+            tau=x.tau,
+            n=n,
+            target_q=x.q,
+            log_prior=log_of(x.prior),
+            cut_t=cut,
+        )
 
     assert_close(whole(other), 0.5 * error**2)
     slope = np.zeros_like(x.q)
@@ -436,7 +452,7 @@ def test_soft_q_learning(sequence, n, cuts):
 def test_lambda_advantages_step_by_step(sequence, cuts):
     x, cut = sequence, sequence.cut if cuts else None
     expected = oracles.lambda_advantages(np.asarray(x.delta()), x.discount, 0.7, cut)
-    assert_close(lib.lambda_advantages(x.delta(), x.discount, 0.7, cut), expected)
+    assert_close(lib.lambda_advantages(x.delta(), x.discount, lambda_=0.7, cut_t=cut), expected)
 
 
 @equation(53, 54)
@@ -445,7 +461,7 @@ def test_lambda_advantages_step_by_step(sequence, cuts):
 def test_value_fitting(sequence, n, cuts):
     x, cut = sequence, sequence.cut if cuts else None
     expected = oracles.n_step_value_targets(x.r, x.discount, x.v[1:], x.kl, x.tau, n, cut)
-    target = x.v[:-1] + lib.n_step_advantages(x.delta(), x.discount, n, cut)
+    target = x.v[:-1] + lib.n_step_advantages(x.delta(), x.discount, n=n, cut_t=cut)
     assert_close(target, expected)
     v = x.v[1:]
     assert_close(lib.value_loss(v, target), 0.5 * (v - expected) ** 2)
@@ -463,12 +479,12 @@ def test_actor_critic_step_by_step(sequence, n, cuts):
     """Proper and naive: the KL stands in the return, or in this step's loss alone."""
     x, cut = sequence, sequence.cut if cuts else None
     steps = np.arange(x.length)
-    for kl, algorithm in ((x.kl, lib.policy_gradient), (0 * x.kl, lib.naive_policy_gradient)):
+    for kl, algorithm in ((x.kl, lib.actor_critic), (0 * x.kl, lib.naive_actor_critic)):
         returns = oracles.n_step_value_targets(x.r, x.discount, x.v[1:], kl, x.tau, n, cut)
         advantage = returns - x.v[:-1]
         policy = x.tau * x.kl - x.log_pi[steps, x.a] * advantage
         loss = algorithm(
-            x.v, x.log_pi, x.a, x.r, x.discount, x.tau,
+            x.v, x.log_pi, x.a, r_t=x.r, discount_t=x.discount, tau=x.tau,
             n=n, value_coef=0.7, log_prior=log_of(x.prior), cut_t=cut,
         )  # fmt: skip
         assert_close(loss, policy + 0.7 * 0.5 * advantage**2)
@@ -483,7 +499,7 @@ def test_bootstrap_of_both_estimators(sequence, n):
         (x.kl, PRINTED["80"](*values, x.kl, x.tau, n)),
         (0 * x.kl, PRINTED["79"](*values, n)),
     ):
-        advantage = lib.n_step_advantages(x.delta(kl), x.discount, n)[0]
+        advantage = lib.n_step_advantages(x.delta(kl), x.discount, n=n)[0]
         expected = oracles.n_step_value_targets(x.r, x.discount, x.v[1:], kl, x.tau, n)[0]
         assert_close(advantage, expected - x.v[0])
         assert_differs(printed, advantage)
@@ -510,13 +526,13 @@ class Episodes:
     def returns(self, kl):
         """sum_{d >= 0} gamma^d (r - tau KL)_{t+d}, [T, K]."""
         delta = soft_deltas(self.mdp, self.path, np.zeros(len(kl)), kl)
-        return lib.n_step_advantages(delta, self.path.discounts, self.length)
+        return lib.n_step_advantages(delta, self.path.discounts, n=self.length)
 
     def policy_gradient(self, advantage, discounting=1.0):
         path, tau = self.path, self.mdp.tau
         return -bridge.gradient(
             lambda h: lib.policy_gradient_loss(
-                h.log_pi, path.actions, advantage, tau, h.log_prior
+                h.log_pi, path.actions, advantage, tau=tau, log_prior=h.log_prior
             ),
             self.agent, self.theta, self.here, self.weights * discounting,
         )  # fmt: skip
@@ -555,7 +571,7 @@ def test_discounted_policy_gradient_by_returns(episodes):
     x = episodes
     returns = x.returns(x.kl)
     zero = np.zeros_like(x.path.rewards)
-    without_first = lib.soft_q_targets(returns, zero, x.kl[x.here], x.mdp.tau)
+    without_first = lib.soft_q_targets(returns, zero, x.kl[x.here], tau=x.mdp.tau)
     arguments = (x.mdp, x.agent, x.theta, 0, x.length)
     expected = oracles.gradient_by_returns(*arguments)
     assert_close(x.policy_gradient(without_first), expected)
@@ -586,7 +602,7 @@ def test_n_step_policy_gradient(episodes, n):
     mdp, agent, theta, v = x.mdp, x.agent, x.theta, some_v(x.mdp)
     policy, kl = agent.policy(theta), oracles.kl(agent.policy(theta), x.mdp.prior)
     delta = soft_deltas(mdp, x.path, v, x.kl)
-    gradient = x.policy_gradient(lib.n_step_advantages(delta, x.path.discounts, n))
+    gradient = x.policy_gradient(lib.n_step_advantages(delta, x.path.discounts, n=n))
     q = oracles.q_backup_by_paths(mdp, policy, kl, v, n)
     weights = oracles.visits(mdp, policy, 0, x.length).sum(axis=0)[:, None] * policy
     advantage = q - (v + mdp.tau * kl)[:, None]
@@ -609,8 +625,9 @@ def test_naive_and_proper_estimators(mdp, n):
     def estimate(algorithm, value_coef=0.0):
         return -bridge.gradient(
             lambda h: algorithm(
-                h.v, h.log_pi, path.actions, path.rewards, path.discounts, tau,
-                n=n, value_coef=value_coef, log_prior=h.log_prior,
+                h.v, h.log_pi, path.actions,
+                r_t=path.rewards, discount_t=path.discounts, tau=tau, n=n,
+                value_coef=value_coef, log_prior=h.log_prior,
             ),
             agent, theta, path.states, first,
         )  # fmt: skip
@@ -618,7 +635,7 @@ def test_naive_and_proper_estimators(mdp, n):
     weights = start[:, None] * policy
     q, naive_q = (oracles.q_backup_by_paths(mdp, policy, x, v, n) for x in (kl, 0 * kl))
     proper, naive = (
-        estimate(algorithm) for algorithm in (lib.policy_gradient, lib.naive_policy_gradient)
+        estimate(algorithm) for algorithm in (lib.actor_critic, lib.naive_actor_critic)
     )
     for value, actual in ((q, proper), (naive_q, naive)):
         samples = oracles.policy_samples(agent, theta, value - v[:, None])
@@ -628,7 +645,7 @@ def test_naive_and_proper_estimators(mdp, n):
     assert (np.max(np.abs(bias)) > 1e-5 * np.max(np.abs(proper))) == (n > 1)
     value_part = oracles.value_samples(agent, theta, q - tau * kl[:, None])
     assert_close(
-        estimate(lib.policy_gradient, 0.5) - proper, -0.5 * oracles.expect(weights, value_part)
+        estimate(lib.actor_critic, 0.5) - proper, -0.5 * oracles.expect(weights, value_part)
     )
 
 
@@ -637,7 +654,7 @@ def test_first_divergence_centres_the_advantage(mdp, policy):
     v, kl, path = oracles.policy_value(mdp, policy), library_kl(policy, mdp), paths(mdp, policy, 2)
     for penalty, mean in ((kl, 0.0 * kl), (0.0 * kl, mdp.tau * kl)):
         delta = soft_deltas(mdp, path, v, kl).at[0].add(mdp.tau * (kl - penalty)[path.states[0]])
-        advantage = path.mean(lib.n_step_advantages(delta, path.discounts, 2)[0])
+        advantage = path.mean(lib.n_step_advantages(delta, path.discounts, n=2)[0])
         assert_close(np.sum(policy * advantage, axis=-1), mean, of=1.0)
 
 
@@ -672,13 +689,22 @@ class Old:
 
     def regression(self, step, tau=None):
         return lambda h: lib.natural_regression_loss(
-            h.log_pi, self.a, self.at_old.log_pi, self.delta,
-            self.tau if tau is None else tau, step, h.log_prior,
-        )  # fmt: skip
+            h.log_pi,
+            self.a,
+            self.delta,
+            log_pi_old_tm1=self.at_old.log_pi,
+            tau=self.tau if tau is None else tau,
+            step_size=step,
+            log_prior=h.log_prior,
+        )
 
     def damped(self, epsilon):
         return lambda h: lib.damped_soft_q_loss(
-            self.frozen_q(h), self.a, self.at_old.q, self.take(self.target), epsilon
+            self.frozen_q(h),
+            self.a,
+            self.take(self.target),
+            q_old_tm1=self.at_old.q,
+            epsilon=epsilon,
         )
 
     def gauss_newton(self, loss):
@@ -750,7 +776,9 @@ def test_regression_on_advantages(old):
 def test_entropy_regularised_gradient(old):
     agent, theta, tau = old.agent, old.theta, old.tau
     gradient = -bridge.gradient(
-        lambda h: lib.policy_gradient_loss(h.log_pi, old.a, old.delta, tau, h.log_prior),
+        lambda h: lib.policy_gradient_loss(
+            h.log_pi, old.a, old.delta, tau=tau, log_prior=h.log_prior
+        ),
         agent, theta, old.s, old.weights,
     )  # fmt: skip
     samples = oracles.policy_samples(agent, theta, old.advantage)
@@ -829,11 +857,11 @@ def test_one_step_targets(tau):
     r, discount, q = rng.normal(size=6), np.full(6, 0.9), rng.normal(size=(6, 5))
     hard = r + discount * q.max(axis=-1)
     for log_prior in (None, 0.0):
-        assert_close(lib.one_step_targets(r, discount, q, 0.0, log_prior), hard)
+        assert_close(lib.one_step_targets(r, discount, q, tau=0.0, log_prior=log_prior), hard)
     top = q.max(axis=-1)
     log_sum = tau * np.log(np.sum(np.exp((q - top[:, None]) / tau), axis=-1)) + top
-    penalty = lib.one_step_targets(r, discount, q, tau)
-    bonus = lib.one_step_targets(r, discount, q, tau, 0.0)
+    penalty = lib.one_step_targets(r, discount, q, tau=tau)
+    bonus = lib.one_step_targets(r, discount, q, tau=tau, log_prior=0.0)
     assert_close(penalty, r + discount * (log_sum - tau * np.log(5)))
     assert_close(bonus, r + discount * log_sum)
     for number, target in (("82", penalty), ("83", bonus)):
@@ -859,13 +887,15 @@ def test_actor_critic_losses(tau, head):
     def policy_loss(h):
         # What an implementation would write; no gradient may pass through Delta.
         delta = target - h.v - tau * lib.kl_to_prior(h.log_pi, h.log_prior)
-        return lib.policy_gradient_loss(h.log_pi, a, delta, tau, h.log_prior)
+        return lib.policy_gradient_loss(h.log_pi, a, delta, tau=tau, log_prior=h.log_prior)
 
     def value_loss(h):
         return lib.value_loss(h.v, target - tau * lib.kl_to_prior(h.log_pi, h.log_prior))
 
     def a2c(c):
-        return lambda h: lib.a2c_loss(h.v, h.log_pi, a, target, tau, c, h.log_prior)
+        return lambda h: lib.a2c_loss(
+            h.v, h.log_pi, a, target_t=target, tau=tau, value_coef=c, log_prior=h.log_prior
+        )
 
     at = bridge.heads(agent, theta, s)
     policy_value = (tau * kl - agent.log_policy(theta) * (y - v - tau * kl))[s, a]
@@ -896,7 +926,17 @@ def test_pgq_value(mdp):
         q = oracles.pgq_q(v, log_of(policy), tau, prior)
         q = np.where(policy > 0, q, 0.0)
         assert_close(np.sum(policy * q, axis=-1), v)
-        loss = lib.pgq_loss(v[s], log_of(policy)[s], a, returns, backups, tau, 0.3, 0.5, log_prior)
+        loss = lib.pgq_loss(
+            v[s],
+            log_of(policy)[s],
+            a,
+            return_t=returns,
+            backup_t=backups,
+            tau=tau,
+            mixing=0.3,
+            value_coef=0.5,
+            log_prior=log_prior,
+        )
         expected = 0.7 * (q[s, a] - returns) ** 2 + 0.3 * (q[s, a] - backups) ** 2
         assert_close(loss, 0.5 * expected)
     if np.all(policy > 0):
@@ -908,9 +948,16 @@ def test_pgq_value(mdp):
 def consistency(mdp, path, v, log_pi, n):
     here, there = path.states[:-1], path.states[1:]
     return lib.path_consistency_loss(
-        v[here], log_pi[here], path.actions, path.rewards, path.discounts, v[there],
-        mdp.tau, n, log_of(mdp.prior)[here],
-    )  # fmt: skip
+        v[here],
+        log_pi[here],
+        path.actions,
+        r_t=path.rewards,
+        discount_t=path.discounts,
+        v_t=v[there],
+        tau=mdp.tau,
+        n=n,
+        log_prior=log_of(mdp.prior)[here],
+    )
 
 
 def alive(mdp, path):
@@ -927,9 +974,9 @@ def test_sum_of_advantages(tau, variant, branching):
     path = paths(mdp, acting, n, "state")
     v, q, here = oracles.policy_value(mdp, policy), oracles.policy_q(mdp, policy), path.states[:-1]
     advantage = (q[here, path.actions] - v[here]) * alive(mdp, path)
-    lhs = lib.n_step_advantages(advantage, path.discounts, n)[0]
+    lhs = lib.n_step_advantages(advantage, path.discounts, n=n)[0]
     delta = soft_deltas(mdp, path, v, np.zeros_like(v)) * alive(mdp, path)
-    rhs = lib.n_step_advantages(delta, path.discounts, n)[0]
+    rhs = lib.n_step_advantages(delta, path.discounts, n=n)[0]
     assert_close(path.mean(lhs - rhs), np.zeros_like(v), of=1.0)
     printed = PRINTED["88"](mdp, policy, oracles.trajectories(mdp, acting, 0, n))
     for error in (lhs - rhs, printed):
@@ -983,9 +1030,9 @@ def test_path_consistency_of_stochastic_dynamics(mdp):
     log_ratio = lib.q_from_policy(0 * v, log_pi, 1.0, log_of(mdp.prior))
     taken = lib.take_action(log_ratio[here], path.actions)
     delta = lib.td_errors(
-        path.rewards, path.discounts, v[here], v[path.states[1:]], taken, mdp.tau
+        v[here], path.rewards, path.discounts, v_t=v[path.states[1:]], kl_tm1=taken, tau=mdp.tau
     ) * alive(mdp, path)
-    errors = lib.n_step_advantages(delta, path.discounts, 2)[0]
+    errors = lib.n_step_advantages(delta, path.discounts, n=2)[0]
     assert_close(path.mean(errors), np.zeros(len(v)), of=1.0)
     live = alive(mdp, path)[0]
     assert_close(loss[live], 0.5 * np.asarray(errors)[live] ** 2)
@@ -1002,7 +1049,15 @@ def test_path_consistency_is_differentiated_in_full(sequence, head, n):
 
     def loss(h):
         return lib.path_consistency_loss(
-            h.v[:-1], h.log_pi[:-1], x.a, x.r, x.discount, h.v[1:], x.tau, n, h.log_prior[:-1]
+            h.v[:-1],
+            h.log_pi[:-1],
+            x.a,
+            r_t=x.r,
+            discount_t=x.discount,
+            v_t=h.v[1:],
+            tau=x.tau,
+            n=n,
+            log_prior=h.log_prior[:-1],
         )
 
     def errors(r, v, ratio):

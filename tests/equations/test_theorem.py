@@ -76,7 +76,7 @@ class Case:
 
     def policy_loss(self, h):
         return lib.policy_gradient_loss(
-            h.log_pi, self.a, self.take(self.delta), self.tau, h.log_prior
+            h.log_pi, self.a, self.take(self.delta), tau=self.tau, log_prior=h.log_prior
         )
 
     def value_loss(self, h):
@@ -88,11 +88,15 @@ class Case:
 
     def tied(self, c, y=None):
         y = self.y_taken if y is None else y
-        return lambda h: lib.tied_soft_q_loss(h.v, h.log_pi, self.a, y, self.tau, c, h.log_prior)
+        return lambda h: lib.tied_soft_q_loss(
+            h.v, h.log_pi, self.a, target_t=y, tau=self.tau, value_coef=c, log_prior=h.log_prior
+        )
 
     def a2c(self, c, y=None):
         y = self.y_taken if y is None else y
-        return lambda h: lib.a2c_loss(h.v, h.log_pi, self.a, y, self.tau, c, h.log_prior)
+        return lambda h: lib.a2c_loss(
+            h.v, h.log_pi, self.a, target_t=y, tau=self.tau, value_coef=c, log_prior=h.log_prior
+        )
 
 
 make_case = functools.cache(Case)
@@ -182,7 +186,15 @@ def test_pgq_mixes_the_two(case):
     def pgq(returns, backups, mixing):
         kl = case.take(tau * case.kl)
         return lambda h: lib.pgq_loss(
-            h.v, h.log_pi, case.a, returns - kl, backups - kl, tau, mixing, c, h.log_prior
+            h.v,
+            h.log_pi,
+            case.a,
+            return_t=returns - kl,
+            backup_t=backups - kl,
+            tau=tau,
+            mixing=mixing,
+            value_coef=c,
+            log_prior=h.log_prior,
         )
 
     same = pgq(case.y_taken, case.y_taken, 0.3)
@@ -206,10 +218,10 @@ def test_theorem_for_any_returns(tau, head, estimator):
     kl = lib.kl_to_prior(lib.log_policy(frozen, tau, log_prior), log_prior)
     delta = bridge.soft_deltas(mdp, path, v, kl)
     if estimator == "n_step":
-        advantage = lib.n_step_advantages(delta, path.discounts, 2)
+        advantage = lib.n_step_advantages(delta, path.discounts, n=2)
     else:
-        advantage = lib.lambda_advantages(delta, path.discounts, 0.8)
-    y = lib.soft_q_targets(advantage, v[here], kl[here], tau)[:1]
+        advantage = lib.lambda_advantages(delta, path.discounts, lambda_=0.8)
+    y = lib.soft_q_targets(advantage, v[here], kl[here], tau=tau)[:1]
     actions, first = path.actions[:1], path.states[:1]
 
     def gradient(loss):
@@ -218,7 +230,15 @@ def test_theorem_for_any_returns(tau, head, estimator):
     soft_q = gradient(lambda h: lib.soft_q_loss(h.q, actions, y))
     for loss in (lib.a2c_loss, lib.tied_soft_q_loss):
         actor_critic = gradient(
-            lambda h, loss=loss: loss(h.v, h.log_pi, actions, y, tau, 1 / tau, h.log_prior)
+            lambda h, loss=loss: loss(
+                h.v,
+                h.log_pi,
+                actions,
+                target_t=y,
+                tau=tau,
+                value_coef=1 / tau,
+                log_prior=h.log_prior,
+            )
         )
         assert_close(soft_q, tau * actor_critic)
 
@@ -226,7 +246,7 @@ def test_theorem_for_any_returns(tau, head, estimator):
 @equation(58, 65)
 @pytest.mark.parametrize("n", [1, 2])
 def test_theorem_on_whole_rollouts(tau, head, n):
-    """The two algorithms, one call each, have the same expected gradient over all their steps."""
+    """The algorithms, one call each, have the same expected gradient over all their steps."""
     mdp = oracles.random_mdp(4, outcomes=1, tau=tau, terminals=1, masked=True)
     agent, theta = bridge.make_agent(
         bridge.MODELS["linear"](*mdp.prior.shape), head, mdp.prior, tau
@@ -234,18 +254,22 @@ def test_theorem_on_whole_rollouts(tau, head, n):
     path = paths(mdp, agent.policy(theta), 2, "state")
     alive = ~mdp.terminal[path.states[:-1]]
     weights = path.probs * alive
-    steps = (path.actions, path.rewards, path.discounts, tau)
+    steps = {"r_t": path.rewards, "discount_t": path.discounts, "tau": tau}
 
     def gradient(loss):
         return bridge.gradient(loss, agent, theta, path.states, weights)
 
-    soft_q = gradient(lambda h: lib.n_step_soft_q(h.q, *steps, n=n, log_prior=h.log_prior))
-    actor_critic = gradient(
-        lambda h: lib.policy_gradient(
-            h.v, h.log_pi, *steps, n=n, value_coef=1 / tau, log_prior=h.log_prior
-        )
+    soft_q = gradient(
+        lambda h: lib.n_step_soft_q(h.q, path.actions, **steps, n=n, log_prior=h.log_prior)
     )
-    assert_close(soft_q, tau * actor_critic)
+    rest = {**steps, "n": n, "value_coef": 1 / tau}
+    for algorithm in (lib.actor_critic, lib.tied_soft_q):
+        other = gradient(
+            lambda h, algorithm=algorithm: algorithm(
+                h.v, h.log_pi, path.actions, **rest, log_prior=h.log_prior
+            )
+        )
+        assert_close(soft_q, tau * other)
 
 
 # ---- Sample by sample, and with each precondition broken -----------------------------------------
@@ -340,7 +364,15 @@ def test_differentiated_target(case):
                  case.gradient(case.soft_q))  # fmt: skip
     for loss in (lib.a2c_loss, lib.tied_soft_q_loss):
         held = gradient(
-            lambda h, y, loss=loss: loss(h.v, h.log_pi, case.a, y, tau, 1 / tau, h.log_prior)
+            lambda h, y, loss=loss: loss(
+                h.v,
+                h.log_pi,
+                case.a,
+                target_t=y,
+                tau=tau,
+                value_coef=1 / tau,
+                log_prior=h.log_prior,
+            )
         )
         assert_close(tau * held, case.gradient(case.soft_q))
 
@@ -383,7 +415,9 @@ def test_differentiated_advantage(case):
     residual = tau * (case.weights * log_pi) @ slope
     assert_residual(case.gradient(case.soft_q), case.gradient(moving), residual)
     held = case.gradient(
-        lambda h: lib.policy_gradient_loss(h.log_pi, case.a, delta(h), tau, h.log_prior)
+        lambda h: lib.policy_gradient_loss(
+            h.log_pi, case.a, delta(h), tau=tau, log_prior=h.log_prior
+        )
     )
     assert_close(held, case.gradient(case.policy_loss))
 
@@ -430,7 +464,7 @@ def test_moving_prior(case):
         return lib.soft_q_loss(h.q, case.a, target)
 
     def actor_critic(h):
-        policy = lib.policy_gradient_loss(h.log_pi, case.a, delta, tau, h.log_prior)
+        policy = lib.policy_gradient_loss(h.log_pi, case.a, delta, tau=tau, log_prior=h.log_prior)
         return tau * policy + lib.value_loss(h.v, v_hat)
 
     error = agent.q(case.theta)[case.s, case.a] - target
@@ -447,7 +481,9 @@ def test_mixed_conventions(tau):
 
     def gradient(log_prior, y):
         return case.gradient(
-            lambda h: lib.tied_soft_q_loss(h.v, h.log_pi, case.a, y, tau, c, log_prior)
+            lambda h: lib.tied_soft_q_loss(
+                h.v, h.log_pi, case.a, target_t=y, tau=tau, value_coef=c, log_prior=log_prior
+            )
         )
 
     penalty = gradient(None, case.y_taken)
@@ -530,7 +566,9 @@ class Update:
             q = h.q
             if frozen:
                 q = lib.q_from_policy(self.old.v, h.log_pi, self.tau, h.log_prior)
-            return lib.damped_soft_q_loss(q, self.a, self.old.q, self.y_taken, epsilon)
+            return lib.damped_soft_q_loss(
+                q, self.a, self.y_taken, q_old_tm1=self.old.q, epsilon=epsilon
+            )
 
         return loss
 
@@ -554,9 +592,14 @@ def test_damped_q_learning_is_a_natural_gradient(tau, head, network):
 
     def regression(h):
         return lib.natural_regression_loss(
-            h.log_pi, update.a, update.old.log_pi, update.advantage[update.s, update.a],
-            tau, update.epsilon / tau, h.log_prior,
-        )  # fmt: skip
+            h.log_pi,
+            update.a,
+            update.advantage[update.s, update.a],
+            log_pi_old_tm1=update.old.log_pi,
+            tau=tau,
+            step_size=update.epsilon / tau,
+            log_prior=h.log_prior,
+        )
 
     assert_close(update.gauss_newton(regression), natural, 1e-9)
 
@@ -612,7 +655,9 @@ def test_tabular_solution(tau):
     update = Update(tau, NETWORKS["tabular"](), "q")
     old, epsilon, prior = update.agent.q(update.theta), update.epsilon, update.agent.prior
     new = (1 - epsilon) * old + epsilon * update.y
-    loss = lib.damped_soft_q_loss(new[update.s], update.a, old[update.s], update.y_taken, epsilon)
+    loss = lib.damped_soft_q_loss(
+        new[update.s], update.a, update.y_taken, q_old_tm1=old[update.s], epsilon=epsilon
+    )
     assert_close(loss, np.zeros_like(loss), of=1.0, tolerance=1e-25)
     policy = update.agent.policy(update.theta)
     expected = oracles.damped_policy(prior, policy, update.y, tau, epsilon)
@@ -653,11 +698,19 @@ def test_damped_natural_q(tau, solver, n, head):
     @jax.jit
     def solve(theta):
         return jaxsoft.damped_natural_q(
-            lambda x: bridge.heads(agent, x, path.states).q, theta,
-            path.actions, path.rewards, path.discounts, tau,
-            n=n, epsilon=epsilon, damping=damping, solver=solver, weight=3.0 * weight,
+            lambda x: bridge.heads(agent, x, path.states).q,
+            theta,
+            path.actions,
+            r_t=path.rewards,
+            discount_t=path.discounts,
+            tau=tau,
+            n=n,
+            epsilon=epsilon,
+            damping=damping,
+            solver=solver,
+            weight=3.0 * weight,
             log_prior=log_of(mdp.prior)[path.states],
-        )  # fmt: skip
+        )
 
     step, info = solve(theta)
     assert int(info.status) == jaxsoft.SolveStatus.CONVERGED

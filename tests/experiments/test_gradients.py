@@ -1,21 +1,17 @@
-"""What is said of two gradients is what loops say; broken conditions part them, weights mend it."""
+"""Numbers of two gradients are those of loops; broken conditions part them, weights repair it."""
 
-import csv
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
-from PIL import Image
 
+from experiments import gradients as command
 from experiments.engine import gradients
-from experiments.report import gradients as gradient_report
-from experiments.report import tables as report
-from experiments.studies import GRADIENTS
+from experiments.report import publish
 from jaxsoft.cli import train
-
-Rows = list[dict[str, str]]
 
 
 def test_numbers_are_those_of_loops() -> None:
@@ -57,11 +53,6 @@ def test_checkpoints_nearest_to_equal_parts() -> None:
     assert gradients._nearest([7], 4) == [7]
 
 
-def rows(path: Path) -> Rows:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "soft_q"
@@ -76,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "tiny"
     words = ["--runs", str(run), "--results", str(out), "--units", "16"]
-    assert gradients.main(words) == 0
+    assert command.main(words) == 0
     return out
 
 
@@ -85,43 +76,60 @@ def test_checkpoints_come_before_the_first_step_and_at_multiples(run: Path) -> N
 
 
 def test_every_checkpoint_seed_and_batch_has_a_row(results: Path) -> None:
-    table = rows(results / "gradients.csv")
-    assert {(int(r["step"]), int(r["seed"])) for r in table} == {
-        (step, seed) for step in (0, 512, 1024) for seed in (0, 1)
-    }
-    assert {int(r["batch"]) for r in table} == {4, 8, 16}
-    for row in table:
-        assert -1 <= float(row["cosine"]) <= 1 + 1e-6
-        assert float(row["trace_soft_q"]) >= 0
-    theory = [r for r in table if r["weighting"] == "theory"]
-    assert {r["value_coef"] for r in theory} == {"3.33333"}
+    rows = pd.read_csv(results / "gradients.csv")
+    places = pd.MultiIndex.from_product([(0, 512, 1024), (0, 1), ("a2c", "theory"), (4, 8, 16)])
+    assert set(rows.set_index(["step", "seed", "weighting", "batch"]).index) == set(places)
+    assert rows["cosine"].between(-1, 1 + 1e-6).all()
+    assert (rows["trace_soft_q"] >= 0).all()
+    assert set(rows.loc[rows["weighting"] == "theory", "value_coef"]) == {3.33333}
 
 
 def test_expectations_are_apart_only_where_the_theorem_says(results: Path) -> None:
-    for row in rows(results / "conditions.csv"):
-        acted, weighted = float(row["as_acted"]), float(row["reweighted"])
-        assert weighted < 1e-5  # rewards and networks are of float32
-        if row["condition"] in ("none", "target age"):
-            assert acted < 1e-5
-        elif float(row["variation"]) > 1e-2:
-            assert acted > 1e-4
+    rows = pd.read_csv(results / "conditions.csv")
+    assert (rows["reweighted"] < 1e-5).all()  # rewards and networks are of float32
+    holds = rows["condition"].isin(["none", "target age"])
+    assert (rows.loc[holds, "as_acted"] < 1e-5).all()
+    broken = rows[~holds & (rows["variation"] > 1e-2)]
+    assert len(broken) > 0
+    assert (broken["as_acted"] > 1e-4).all()
 
 
 def test_differences_grow_with_epsilon(results: Path) -> None:
-    table = [r for r in rows(results / "conditions.csv") if r["condition"] == "epsilon"]
-    for step in ("512", "1024"):
-        here = [float(r["as_acted"]) for r in table if r["step"] == step and r["seed"] == "0"]
+    rows = pd.read_csv(results / "conditions.csv").query("condition == 'epsilon' and step > 0")
+    for _, here in rows.groupby(["step", "seed"])["as_acted"]:
         assert len(here) == len(gradients.EPSILONS)
-        assert here == sorted(here)
+        assert here.is_monotonic_increasing
 
 
 def test_the_report_is_of_the_rows(results: Path) -> None:
-    assert (results / "table.md").read_text() == report.page(
-        gradient_report.parts("gradients", results.name, results)
-    )
-    for name in gradient_report.FIGURES:
-        with Image.open(results / name) as image:
-            assert image.info["Source"] == report.digest(results, GRADIENTS)
+    page = (results / "table.md").read_text()
+    rows = pd.read_csv(results / "gradients.csv").query("batch == 16 and step == 1024")
+    for _, here in rows.groupby("weighting"):
+        cosine, ratio = here["cosine"], here["trace_soft_q"] / here["trace_policy"]
+        assert f"| {cosine.mean():.5f} ± {cosine.std():.5f} |" in page
+        assert f"| {ratio.mean():.3f} ± {ratio.std():.3f} |" in page
+    rows = pd.read_csv(results / "conditions.csv").query("condition == 'epsilon' and x == 0.1")
+    assert f"| {rows['as_acted'].median():.1e} |" in page
+    assert {file.name for file in results.glob("*.png")} == {
+        "figure.png",
+        "sizes.png",
+        "conditions.png",
+    }
+
+
+def test_figures_show_what_seeds_have_in_the_middle(results: Path) -> None:
+    cosines, sizes, conditions = (rows for *_, rows in publish.drawn("gradients", results))
+    rows = pd.read_csv(results / "gradients.csv").query("step == 1024 and weighting == 'a2c'")
+    [line] = cosines[0][0].lines
+    np.testing.assert_array_equal(line.x, [4, 8, 16])
+    np.testing.assert_allclose(line.y, rows.groupby("batch")["cosine"].mean())  # of two seeds
+    rows = pd.read_csv(results / "gradients.csv").query("batch == 16 and weighting == 'a2c'")
+    np.testing.assert_allclose(sizes[0][0].lines[0].y, rows.groupby("step")["norm_ratio"].mean())
+    rows = pd.read_csv(results / "conditions.csv").query("condition == 'age'")
+    age = conditions[0][2].lines[0]
+    np.testing.assert_array_equal(age.x, gradients.AGES)
+    quartiles = rows.groupby("x")["as_acted"].quantile([0.5, 0.25, 0.75]).unstack()
+    np.testing.assert_allclose(np.stack([age.y, age.low, age.high]).T, quartiles)
 
 
 def test_what_was_measured_is_not_measured_again(
@@ -129,14 +137,14 @@ def test_what_was_measured_is_not_measured_again(
 ) -> None:
     monkeypatch.delattr(gradients, "measure")
     words = ["--runs", str(run), "--results", str(tmp_path), "--units", "16"]
-    assert gradients.main(words) == 0
+    assert command.main(words) == 0
     assert (tmp_path / "gradients.csv").read_text() == (results / "gradients.csv").read_text()
 
 
 def test_gradients_of_units_add_up_to_the_batchs(run: Path) -> None:
     trained = gradients.evaluate.load(run)
     probe = gradients._Probe(trained, gradients.Size(units=8, warm_up=1))
-    own = jax.tree.map(lambda x: x[0], trained.state.learner)
+    own = jax.tree.map(lambda x: x[0], trained.state.agent)
     rollout = probe.play(own, jax.random.key(0))
     for value_coef in (0.5, 3.0):
         units = probe.unit_gradients(own.params, rollout, jnp.asarray(value_coef))
@@ -144,9 +152,9 @@ def test_gradients_of_units_add_up_to_the_batchs(run: Path) -> None:
         for found, loss in zip(
             units, (gradients.on_policy.soft_q, gradients.on_policy.a2c), strict=True
         ):
-            whole, _ = gradients.on_policy.gradient_of(loss)(
-                probe.network, own.params, rollout, objective
-            )
+            direction = gradients.on_policy.direction_of(loss)
+            head = gradients.on_policy.actor_critic_head
+            whole, _, _ = direction.of(probe.network, head, own.params, rollout, objective)
             share = float(rollout.weight.mean())
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
                 np.testing.assert_allclose(a.mean(axis=0), share * b, atol=1e-6)
@@ -157,17 +165,17 @@ def test_units_that_cannot_be_halved_are_refused(
     units: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        gradients.main(["--runs", str(run), "--units", units])
+        command.main(["--runs", str(run), "--units", units])
     assert "a power of two" in capsys.readouterr().err
 
 
 def test_runs_of_another_kind_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gradients.main(["--runs", str(tmp_path)]) == 2
+    assert command.main(["--runs", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
     out = tmp_path / "pcl"
     words = ["--game", "Catch-v0", "--algorithm", "pcl", "--steps", "128", "--hidden", "4"]
     assert train.main([*words, "--out", str(out)]) == 0
-    assert gradients.main(["--runs", str(out)]) == 2
+    assert command.main(["--runs", str(out)]) == 2
     assert "run of pcl" in capsys.readouterr().err

@@ -5,88 +5,127 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import studies
-from experiments.analysis import statistics
+from experiments.analysis import curves, statistics
+from experiments.analysis.curves import Results
 from experiments.analysis.statistics import Estimate
-from experiments.engine import collected, study
-from experiments.report import claims, publish
-from experiments.report import tables as report
+from experiments.engine import collected, runs
+from experiments.engine.collected import RESULTS
+from experiments.report import claims, markdown, publish, remaining
 from experiments.studies import GRADIENTS, STUDIES
+from jaxsoft.cli import assembly
+from jaxsoft.cli.plot import draw
 
 
-def test_tables_figures_and_pages_are_of_the_csvs() -> None:
-    assert publish.stale() == []
+def load(name: str, preset: str = "quick") -> Results:
+    return curves.load(STUDIES[name], RESULTS / name / preset)
 
 
-@pytest.fixture
-def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Figure 1's results alone, with nothing that asks for others."""
-    shutil.copytree(publish.RESULTS / "figure1", tmp_path / "figure1")
-    monkeypatch.setattr(publish, "PAGES", ())
-    assert publish.stale(tmp_path) == []
-    return tmp_path
+def test_tables_and_pages_are_of_the_csvs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(assembly, "look_up")  # no emulator is asked
+    found = publish.texts()
+    assert set(publish.PAGES) < set(found)
+    assert {path.name for path in set(found) - set(publish.PAGES)} == {"table.md"}
+    for path, text in found.items():
+        assert path.read_text() == text, f"{path} is not of the CSVs: run make results"
 
 
-def test_a_changed_number_is_noticed(copy: Path) -> None:
-    curves = copy / "figure1" / "quick" / "curves.csv"
-    lines = curves.read_text().splitlines()
-    cells = lines[-1].split(",")
-    cells[4] = str(float(cells[4]) + 0.5)
-    curves.write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
-    folder = copy / "figure1" / "quick"
-    assert {folder / "table.md", folder / "figure.png"} <= set(publish.stale(copy))
-
-
-def test_an_edited_table_is_noticed(copy: Path) -> None:
-    table = copy / "figure1" / "quick" / "table.md"
-    table.write_text(table.read_text().replace("0.", "0.9", 1))
-    assert publish.stale(copy) == [table]
-
-
-def test_an_edited_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_number_changes_the_table_and_the_page(tmp_path: Path) -> None:
+    folder = tmp_path / "figure1" / "quick"
+    shutil.copytree(RESULTS / "figure1" / "quick", folder)
     page = tmp_path / "page.md"
-    monkeypatch.setattr(publish, "PAGES", (page,))
-    found = {"claims": "| a |"}
-    monkeypatch.setattr(publish, "parts", lambda *_: found)
-    page.write_text("x\n<!-- results: claims -->\n<!-- end -->\ny\n")
-    page.write_text(publish.filled(page.read_text(), found))
-    assert page.read_text() == "x\n<!-- results: claims -->\n\n| a |\n\n<!-- end -->\ny\n"
-    assert page not in publish.stale(tmp_path)
-    page.write_text(page.read_text().replace("| a |", "| b |"))
-    assert page in publish.stale(tmp_path)
-    page.write_text("<!-- results: nonsense -->\n<!-- end -->")
-    with pytest.raises(SystemExit, match="nonsense"):
-        publish.stale(tmp_path)
+    page.write_text("x\n<!-- results: figure1/quick return -->\n<!-- end -->\ny\n")
+    before = publish.texts(tmp_path, [page])
+    assert before[folder / "table.md"] == (folder / "table.md").read_text()
+    found = collected.read(folder)
+    found.curves.loc[found.curves.index[-1], "episode_return"] += 0.5
+    collected.write(folder, found)
+    after = publish.texts(tmp_path, [page])
+    assert all(after[path] != before[path] for path in (folder / "table.md", page))
 
 
-def test_every_figure_of_the_pages_is_there_and_asked_for() -> None:
+def test_pages_are_filled_between_marks() -> None:
+    page = "x\n<!-- results: a b -->\nold\n<!-- end -->\ny\n"
+    filled = markdown.filled(page, {"a b": "| a |"})
+    assert filled == "x\n<!-- results: a b -->\n\n| a |\n\n<!-- end -->\ny\n"
+    assert markdown.filled(filled, {"a b": "| a |"}) == filled
+    with pytest.raises(SystemExit, match=r"results of a b; there are \['c'\]"):
+        markdown.filled(page, {"c": ""})
+
+
+def test_a_table_has_words_on_the_left_and_numbers_on_the_right() -> None:
+    frame = pd.DataFrame([["a", 1, "2"]], columns=["x", "", ""])
+    assert markdown.table(frame) == "| x |  |  |\n| --- | --: | --: |\n| a | 1 | 2 |"
+    assert markdown.table(frame, left=2).splitlines()[1] == "| --- | --- | --: |"
+
+
+def test_every_figure_is_there_and_shown() -> None:
     shown = set()
     for page in publish.PAGES:
         shown |= set(re.findall(r"\(figures/(.*?)\)", page.read_text()))
-    there = {file.name for file in publish.FIGURES.iterdir()}
-    assert shown <= there
-    assert {name for name in there if name not in shown} == set()
+    assert shown == {file.name for file in publish.FIGURES.iterdir()}
+    for name, preset, _ in publish.folders():
+        assert f"{name}-{preset}.png" in shown
+
+
+def test_figures_can_be_drawn_and_show_the_curves(tmp_path: Path, figure: list[Figure]) -> None:
+    name, preset = "figure3", "cpu"
+    [(_, _, rows)] = publish.drawn(name, RESULTS / name / preset)
+    draw(rows, tmp_path / "figure.png")
+    found = load(name, preset)
+    [pong, breakout] = figure[0].axes
+    assert (pong.get_title("left"), breakout.get_title("left")) == ("Pong-v5", "Breakout-v5")
+    assert pong.get_xlabel() == "million steps (4 frames each)"
+    thick = [line for line in pong.lines if line.get_linewidth() == 2]
+    assert len(thick) == len(found.study.variants)
+    curve = found.curves["Pong-v5", "policy_gradient"]
+    np.testing.assert_allclose(thick[0].get_ydata(), curve.measures["episode_return"].mean(axis=0))
+    np.testing.assert_allclose(thick[0].get_xdata(), curve.steps / 1e6)
+
+
+def test_figures_of_many_seeds_have_intervals() -> None:
+    [(_, _, rows)] = publish.drawn("natural", RESULTS / "natural" / "quick")
+    mean, middle, timed = (row[0] for row in rows)
+    found = load("natural")
+    y = found.curves["Catch-v0", "q_rmsprop"].measures["episode_return"]
+    np.testing.assert_allclose(mean.lines[0].high, y.mean(0) + y.std(0, ddof=1))
+    estimate = statistics.iqm_estimate(y)
+    for line in (middle.lines[0], timed.lines[0]):
+        np.testing.assert_array_equal((line.y, line.low, line.high), estimate)
+    rate = found.runs.query("game == 'Catch-v0' and variant == 'q_rmsprop'")["steps_per_second"]
+    np.testing.assert_allclose(timed.lines[0].x, middle.lines[0].x / rate.item())
+    assert (middle.x_label, timed.x_scale) == ("steps", "log")
+
+
+def test_sweeps_have_a_line_for_each_method() -> None:
+    [(_, _, rows)] = publish.drawn("weighting", RESULTS / "weighting" / "quick")
+    found = load("weighting")
+    for (panel, *_), value in zip(rows, ("final", "area"), strict=True):
+        assert [line.label for line in panel.lines] == ["soft Q-learning", "policy gradient"]
+        np.testing.assert_array_equal(panel.lines[0].x, [0.05, 0.5, 1, 10, 100])
+        curve = found.curves["Catch-v0", "soft_q_10"]
+        seeds = curve.area() if value == "area" else curve.final["episode_return"]
+        assert panel.lines[0].y[3] == statistics.iqm(seeds)
 
 
 def test_results_say_where_they_come_from() -> None:
-    for _, _, folder in publish.folders():
-        for row in report.read_rows(folder / "runs.csv"):
-            assert row["device"]
-            assert row["processor"]
-            assert re.fullmatch(r"[0-9a-f]{7,}( [0-9a-f]{7,})*", row["commit"]), folder
-            assert float(row["seconds"]) > 0
-            assert "--algorithm" in row["settings"]
+    rows = collected.measured()
+    assert rows["commit"].str.fullmatch(r"[0-9a-f]{7,}( [0-9a-f]{7,})*").all()
+    assert rows[["device", "processor"]].notna().all(axis=None)
+    assert (rows["seconds"] > 0).all()
+    assert rows["settings"].str.contains("--algorithm").all()
 
 
 def test_small_games_have_thirty_seeds() -> None:
     for name in ("figure1", "figure2", "figure3"):
-        _, data, _ = report.load(name, publish.RESULTS / name / "quick")
-        assert {variant for _, variant in data} == set(STUDIES[name].variants)
-        assert min(len(curve.seeds) for curve in data.values()) >= 30
-        for curve in data.values():
-            assert len(curve.steps) == 40
+        found = load(name)
+        assert {variant for _, variant in found.curves} == set(STUDIES[name].variants)
+        assert min(len(curve.seeds) for curve in found.curves.values()) >= 30
+        assert {len(curve.steps) for curve in found.curves.values()} == {40}
 
 
 @pytest.mark.parametrize(
@@ -112,26 +151,26 @@ def test_claims_are_about_variants_that_exist() -> None:
 
 
 def test_what_is_not_run_is_said() -> None:
-    text = publish.not_run(publish.RESULTS)
+    text = remaining.table()
     for name, whole in STUDIES.items():
         for key, preset in whole.presets.items():
-            runs = publish.RESULTS / name / key / "runs.csv"
-            there = report.read_rows(runs) if runs.exists() else []
-            seeds = sum(len(row["seeds"].split()) for row in there)
+            folder = RESULTS / name / key
+            seeds = 0
+            if folder.exists():
+                seeds = collected.read_runs(folder)["seeds"].str.split().str.len().sum()
             wanted = len(preset.steps) * len(whole.variants) * preset.seeds
             assert (f"{name} --preset {key}`" in text) == (seeds < wanted)
 
 
-def test_of_a_run_that_was_broken_off_the_rest_is_left(tmp_path: Path) -> None:
+def test_of_an_interrupted_run_the_rest_is_left(tmp_path: Path) -> None:
     figure3 = STUDIES["figure3"]
-    todo = study.cells(figure3, figure3.presets["cpu"], tmp_path, games=["Pong-v5"], seeds=[0])
-    runs = tmp_path / "runs.csv"
-    assert publish._left(todo, runs) == todo
+    todo = runs.cells(figure3, figure3.presets["cpu"], tmp_path, games=["Pong-v5"], seeds=[0])
+    assert remaining.left(todo, tmp_path) == todo
     cell = {"game": "Pong-v5", "seeds": "0"}
-    rows = [cell | {"variant": "soft_q", "steps": "1399999"}]
-    rows += [cell | {"variant": "policy_gradient", "steps": "1000000"}]
-    collected.write_csv(runs, rows)
-    left = {cell.variant: cell.steps for cell in publish._left(todo, runs)}
+    rows = [cell | {"variant": "soft_q", "steps": 1_399_999}]
+    rows += [cell | {"variant": "policy_gradient", "steps": 1_000_000}]
+    collected.write_csv(tmp_path / "runs.csv", pd.DataFrame(rows))
+    left = {cell.variant: cell.steps for cell in remaining.left(todo, tmp_path)}
     assert left == {
         "policy_gradient": 400_000,
         "policy_gradient_unscaled": 1_400_000,
@@ -140,17 +179,17 @@ def test_of_a_run_that_was_broken_off_the_rest_is_left(tmp_path: Path) -> None:
 
 
 def test_games_of_one_length_are_not_told_by_length() -> None:
-    _, data, _ = report.load("figure2", publish.RESULTS / "figure2" / "quick")
-    told = {game for game, _ in report.varied(data, "episode_length")}
+    found = load("figure2")
+    told = {game for game, _ in found.varied("episode_length")}
     assert told == {"CartPole-v1", "FrozenLake-v1"}
-    assert report.varied(data, "episode_return") == data
+    assert found.varied("episode_return") == found.curves
 
 
 def test_numbers_are_short() -> None:
-    shown = [report.number(x) for x in (1234.5, 123.4, 12.34, 1.234, 0.1234, -0.5)]
+    shown = [markdown.number(x) for x in (1234.5, 123.4, 12.34, 1.234, 0.1234, -0.5)]
     assert shown == ["1,234", "123", "12.3", "1.23", "0.123", "−0.500"]
-    assert report.number(float("inf")) == "∞"
-    assert report.number(float("nan")) == "–"
+    assert markdown.number(float("inf")) == "∞"
+    assert markdown.number(float("nan")) == "–"
 
 
 def test_study_and_gradients_do_not_share_a_name() -> None:
@@ -159,8 +198,7 @@ def test_study_and_gradients_do_not_share_a_name() -> None:
 
 
 def test_optimisers_are_compared_at_the_best_of_the_steps_that_were_tried() -> None:
-    _, data, _ = report.load("steps", publish.RESULTS / "steps" / "quick")
-    tried = STUDIES["steps"].variants
+    data, tried = load("steps").curves, STUDIES["steps"].variants
     for name, (label, _, _) in studies.OPTIMISERS.items():
         names = [key for key, variant in tried.items() if variant.line == label]
         for game, best in studies.BEST[name].items():

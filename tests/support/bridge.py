@@ -209,7 +209,12 @@ def soft_deltas(mdp: MDP, path: Paths, v: Array, kl: Array) -> Any:
     """The library's errors (36) along paths, [n, K]; v, kl [S]."""
     states = path.states
     return lib.td_errors(
-        path.rewards, path.discounts, v[states[:-1]], v[states[1:]], kl[states[:-1]], mdp.tau
+        v[states[:-1]],
+        path.rewards,
+        path.discounts,
+        v_t=v[states[1:]],
+        kl_tm1=kl[states[:-1]],
+        tau=mdp.tau,
     )
 
 

@@ -1,18 +1,21 @@
 """Figures that are drawn, to be looked into."""
 
+from typing import Any
+
 import pytest
 from matplotlib.figure import Figure
+
+from jaxsoft.cli import plot
 
 
 @pytest.fixture
 def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is drawn, to be looked into."""
-    made = []
+    made: list[Figure] = []
 
-    def keep(*args: object, **options: object) -> Figure:
+    def keep(*args: Any, **options: Any) -> Figure:
         made.append(Figure(*args, **options))
         return made[-1]
 
-    for module in ("jaxsoft.cli.plot", "experiments.report.panels"):
-        monkeypatch.setattr(f"{module}.Figure", keep)
+    monkeypatch.setattr(plot, "Figure", keep)
     return made

@@ -619,7 +619,7 @@ def gradient_by_returns(
     """E sum_t [grad log pi (r_t + sum_{d>=1} gamma^d (r - tau KL)_{t+d}) - tau grad KL_t], [P].
 
     (49) corrected, by enumeration up to the horizon. `printed` has r_0 for r_t; the paper's other
-    slip, grad KL inside the parenthesis, would multiply two vectors and is mended in both.
+    slip, grad KL inside the parenthesis, would multiply two vectors and is fixed in both.
     """
     score, kl_grad = jacobian(agent.log_policy, theta), jacobian(agent.kl, theta)[:, 0]
     kl_s, paths = agent.kl(theta)[:, 0], trajectories(mdp, agent.policy(theta), s0, horizon)
@@ -761,7 +761,7 @@ def _printed_85(agent: Agent, theta: Array, weights: Array, target: Array) -> Ar
 
 
 def _printed_86(agent: Agent, theta: Array, weights: Array, target: Array) -> Array:
-    """grad(L_policy + L_value/tau), said to be the soft-Q gradient; a factor tau is missing."""
+    """grad(L_policy + L_value/tau), printed as the soft-Q gradient; a factor tau is missing."""
     v_hat = target - agent.tau * agent.kl(theta)
     policy = policy_samples(agent, theta, v_hat - agent.value(theta)[:, None])
     return expect(weights, policy + value_samples(agent, theta, v_hat) / agent.tau)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsoft.environments import Step
+from jaxsoft.agents.base import TimeStep
+from jaxsoft.environments import Space
 
 PLACES, ACTIONS, LIMIT = 6, 2, 7
 GAMMA, TAU = 0.9, 0.5
@@ -32,13 +33,12 @@ class State(NamedTuple):
 class World:
     """[S, N] games. The step after an end ignores its action and pays what must not be counted.
 
-    After a game the next begins somewhere else, after a lost life it goes on elsewhere. A time
+    After a game the next begins somewhere else, after a lost life it continues elsewhere. A time
     limit cuts games off; what is seen does not tell the time.
     """
 
-    num_actions = ACTIONS
-    observation_shape = ()
-    observation_dtype = np.dtype(np.int32)
+    observation = Space.discrete(PLACES)
+    action = Space.discrete(ACTIONS)
 
     def __init__(self, num_envs, seeds=(0,)):
         self.batch_shape = (len(seeds), num_envs)
@@ -50,7 +50,16 @@ class World:
         nothing = jnp.zeros(self.batch_shape, jnp.float32)
         games = jnp.asarray(self.begin)
         state = State(games % PLACES, zero, games, no, no)
-        return state, Step(state.place, nothing, nothing, no, no, no, ~no, ~no)
+        return state, TimeStep(
+            observation=state.place,
+            reward=nothing,
+            discount=1 + nothing,
+            cut=~no,
+            weight=nothing,
+            first=~no,
+            score=nothing,
+            over=no,
+        )
 
     def step(self, state, action):
         over, ended = state.over, state.ended
@@ -60,14 +69,22 @@ class World:
         place = jnp.where(over, games % PLACES, moved)
         clock = jnp.where(over, 0, state.clock + ~ended)
         kind = jnp.where(ended, GO_ON, jnp.asarray(END)[here])
-        reward = jnp.where(ended, TRAP, jnp.asarray(REWARD, jnp.float32)[here])
-        terminated, life_lost = kind == OVER, kind == LIFE
+        paid = jnp.asarray(REWARD, jnp.float32)[here]
+        no_value = kind != GO_ON
         truncated = ~ended & (kind == GO_ON) & (clock >= LIMIT)
-        now_over = terminated | truncated
-        then = State(place, clock, games, now_over | life_lost, now_over)
-        # The score is told apart from the reward, as a clipped one would be.
-        step = Step(place, reward, 4 * reward, terminated, truncated, life_lost, ended, over)
-        return then, step
+        now_over = (kind == OVER) | truncated
+        step = TimeStep(
+            observation=place,
+            reward=jnp.where(ended, TRAP, paid),
+            discount=1 - no_value.astype(jnp.float32),
+            cut=no_value | truncated | ended,
+            weight=1 - ended.astype(jnp.float32),
+            first=over,
+            # Apart from the reward, as the raw score of a clipped one would be.
+            score=jnp.where(ended, 0, 4 * paid),
+            over=now_over,
+        )
+        return State(place, clock, games, no_value | truncated, now_over), step
 
 
 def soft_value(q):
@@ -80,3 +97,45 @@ def solve(end=END):
     for _ in range(600):
         q = REWARD + GAMMA * (end == GO_ON) * soft_value(q)[NEXT]
     return q
+
+
+class Plane:
+    """[S, N] games of which states and actions are points: s' = s + a, for `limit` steps each.
+
+    The reward is a₀ − s₁. The step after a time limit ignores its action, and pays a trap.
+    """
+
+    observation = Space((2,), np.dtype(np.float32))
+    action = Space((2,), np.dtype(np.float32), low=-1, high=1)
+
+    def __init__(self, num_envs, seeds=(0,), limit=5):
+        self.batch_shape = (len(seeds), num_envs)
+        self.limit = limit
+        own = np.add.outer(np.array(seeds), np.arange(num_envs))
+        self.begin = np.stack([own, -own], axis=-1).astype(np.float32)
+
+    def reset(self):
+        clock = jnp.zeros(self.batch_shape, jnp.int32)
+        place, yes = jnp.asarray(self.begin), jnp.ones(self.batch_shape, bool)
+        nothing = jnp.zeros(self.batch_shape, jnp.float32)
+        step = TimeStep(place, nothing, 1 + nothing, yes, nothing, yes, nothing, ~yes)
+        return (place, clock), step
+
+    def step(self, state, action):
+        place, clock = state
+        ended = clock >= self.limit
+        moved = jnp.where(ended[..., None], jnp.asarray(self.begin), place + action)
+        clock = jnp.where(ended, 0, clock + 1)
+        paid = action[..., 0] - place[..., 1]
+        over, weight = clock >= self.limit, 1 - ended.astype(jnp.float32)
+        step = TimeStep(
+            observation=moved,
+            reward=jnp.where(ended, TRAP, paid),
+            discount=jnp.ones_like(paid),
+            cut=over | ended,
+            weight=weight,
+            first=ended,
+            score=weight * paid,
+            over=over,
+        )
+        return (moved, clock), step

@@ -8,9 +8,11 @@ import pytest
 
 import jaxsoft
 from jaxsoft import environments
-from jaxsoft.environments import Step
+from jaxsoft.agents.base import Rollout, TimeStep
+from jaxsoft.environments.autoreset import interpret
 from jaxsoft.training.collect import assemble, no_games, score
 from tests.support import worlds
+from tests.support.steps import ends
 
 
 @functools.cache
@@ -34,36 +36,50 @@ def residuals(rollout, q, n):
     v = worlds.soft_value(q)
     log_ratio = ((q - v[:, None]) / worlds.TAU)[rollout.observation[:-1], rollout.action]
     v = v[rollout.observation]
-    discount = rollout.discount(worlds.GAMMA)
-    delta = jaxsoft.td_errors(rollout.reward, discount, v[:-1], v[1:], log_ratio, worlds.TAU)
-    return rollout.weight * jaxsoft.n_step_advantages(delta, discount, n, rollout.cut)
+    discount = worlds.GAMMA * rollout.discount
+    delta = jaxsoft.td_errors(
+        v[:-1], rollout.reward, discount, v_t=v[1:], kl_tm1=log_ratio, tau=worlds.TAU
+    )
+    advantage = jaxsoft.n_step_advantages(delta, discount, n=n, cut_t=rollout.cut)
+    return rollout.weight * advantage
 
 
 def in_doubles(rollout):
-    return rollout._replace(reward=rollout.reward.astype(np.float64))
+    return rollout._replace(
+        reward=rollout.reward.astype(np.float64), discount=rollout.discount.astype(np.float64)
+    )
 
 
 @pytest.mark.parametrize("n", [1, 3, 200])
 def test_exact_values_are_consistent_along_every_rollout(n):
-    given = in_doubles(rollout())
-    kinds = (given.terminated, given.truncated, given.weight == 0, given.reset[1:])
+    given, (*_, steps) = in_doubles(rollout()), wander()
+    kinds = (*ends(steps), given.weight == 0, given.first[1:])
     assert all(np.sum(kind) > 20 for kind in kinds)
     np.testing.assert_allclose(residuals(given, worlds.solve(), n), 0, atol=1e-12)
 
 
 def wrong():
-    start, action, steps = wander()
-    right, no = rollout(), np.zeros_like(steps.first)
+    *_, steps = wander()
+    right = rollout()
+    over, life_lost, truncated = ends(steps)
+
+    def ignored(end):
+        """Values and sums run across it."""
+        return right._replace(discount=np.where(end, 1, right.discount), cut=right.cut & ~end)
+
     return {
-        "auto-resets counted": right._replace(weight=np.ones_like(right.weight)),
-        "a lost life goes on": assemble(start, action, steps._replace(life_lost=no)),
-        "a lost life is cut off": right._replace(
-            terminated=steps.terminated, truncated=steps.truncated | steps.life_lost
+        "automatic resets counted": right._replace(weight=np.ones_like(right.weight)),
+        "a lost life is ignored": ignored(life_lost),
+        "a lost life is a truncation": right._replace(
+            discount=np.where(life_lost, 1, right.discount)
         ),
-        "a game goes on": right._replace(terminated=steps.life_lost),
-        "a truncation is an end": right._replace(terminated=right.terminated | right.truncated),
-        "a truncation goes on": right._replace(truncated=no),
-        "only whole games reset": right._replace(weight=1.0 - steps.reset),
+        "the end of a game is ignored": ignored(over),
+        "the end of a game is a truncation": right._replace(
+            discount=np.where(over, 1, right.discount)
+        ),
+        "a truncation is terminal": right._replace(discount=np.where(truncated, 0, right.discount)),
+        "a truncation is ignored": ignored(truncated),
+        "only whole games reset": right._replace(weight=1.0 - steps.first),
     }
 
 
@@ -81,32 +97,36 @@ def test_a_lost_life_is_terminal_for_values_but_a_truncation_is_not():
 
 def test_rollout_from_its_definition():
     start, action, steps = wander(24)
-    got = assemble(start, action, steps)
-    discount, cut = np.asarray(got.discount(0.75)), np.asarray(got.cut)
-    # Of a type of its own, so that a learner may keep it.
-    assert got.weight.dtype == np.float32
-    assert not jax.typeof(got.weight).weak_type
-    got = jax.tree.map(np.asarray, got)
+    extras = {"at": np.arange(24), "of": (action,)}
+    got = assemble(start, action, steps, extras)
+    # Of types of their own, so that an agent may keep them.
+    for x in (got.weight, got.discount, got.reward):
+        assert x.dtype == np.float32
+        assert not jax.typeof(x).weak_type
+    assert got.cut.dtype == got.first.dtype == bool
     whole = jax.tree.map(lambda a, b: np.concatenate([a[None], b]), start, steps)
-    np.testing.assert_array_equal(got.observation, whole.observation)
-    np.testing.assert_array_equal(got.reset, whole.reset)
-    np.testing.assert_array_equal(got.action, action)
-    np.testing.assert_array_equal(got.reward, steps.reward)
-    for t, s, n in np.ndindex(action.shape):
-        begins = whole.terminated[t] | whole.truncated[t] | whole.life_lost[t]
-        assert got.weight[t, s, n] == 1 - begins[s, n]
-        no_value = steps.terminated[t, s, n] or steps.life_lost[t, s, n]
-        assert got.terminated[t, s, n] == no_value
-        assert got.truncated[t, s, n] == steps.truncated[t, s, n]
-        assert cut[t, s, n] == (no_value or steps.truncated[t, s, n] or begins[s, n])
-        assert discount[t, s, n] == (0 if no_value else 0.75)
+    expected = Rollout(
+        whole.observation,
+        action,
+        *(steps.reward, steps.discount, steps.cut, steps.weight),
+        whole.first,
+        extras,
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_discount_is_of_the_rewards_dtype_and_may_differ_by_step():
-    gamma = np.linspace(0.5, 1, rollout().action.size).reshape(rollout().action.shape)
-    discount = rollout().discount(gamma)
-    assert discount.dtype == rollout().reward.dtype == np.float32
-    np.testing.assert_allclose(discount, np.where(rollout().terminated, 0, gamma), rtol=1e-7)
+def test_ends_have_one_vocabulary():
+    """What `base` says of discount, cut, weight and first, of the world the tests are made on."""
+    start, _, steps = wander(60)
+    dummy = np.concatenate([np.zeros_like(steps.over[:1]), (steps.cut & (steps.weight > 0))[:-1]])
+    over = np.concatenate([np.zeros_like(steps.over[:1]), steps.over[:-1]])
+    np.testing.assert_array_equal(steps.weight, 1 - dummy)
+    np.testing.assert_array_equal(steps.first, over)
+    assert np.all(steps.cut[dummy])
+    assert np.all(steps.discount[dummy] == 1)
+    assert np.all(steps.score[dummy] == 0)
+    assert np.all(steps.cut[(steps.discount == 0) | steps.over])
+    assert np.all(start.first & start.cut & (start.weight == 0))
 
 
 def finished_games(steps):
@@ -116,10 +136,10 @@ def finished_games(steps):
     for s, n in np.ndindex(seeds, envs):
         total, played = 0.0, 0
         for t in range(length):
-            if not steps.first[t, s, n]:
+            if steps.weight[t, s, n]:
                 total += steps.score[t, s, n]
                 played += 1
-            if steps.terminated[t, s, n] or steps.truncated[t, s, n]:
+            if steps.over[t, s, n]:
                 games[s].append((total, played))
                 total, played = 0.0, 0
     return games
@@ -155,24 +175,24 @@ def test_games_under_way_are_not_scored():
     *_, steps = wander(160, 4, (0, 2))
     games, total = in_chunks(steps, 160)
     played = np.sum(total[3]) + np.sum(games.length)
-    assert played == np.sum(~steps.first)
+    assert played == np.sum(steps.weight)
     earned = np.sum(total[1]) + np.sum(games.score)
-    assert earned == np.sum(steps.score, where=~steps.first)
+    assert earned == np.sum(steps.score)
 
 
-def test_a_lost_life_ends_no_game():
+def test_only_whole_games_are_scored():
+    """A lost life ends no game, whatever it is to a loss."""
     *_, steps = wander(160, 4, (0, 2))
-    no = np.zeros_like(steps.first)
-    assert np.sum(steps.life_lost) > 20
-    without = steps._replace(life_lost=no, reset=no)
-    for a, b in zip(score(no_games((2, 4)), steps), score(no_games((2, 4)), without), strict=True):
+    assert np.sum(ends(steps)[1]) > 20
+    blind = steps._replace(**dict.fromkeys(("observation", "reward", "discount", "cut", "first")))
+    for a, b in zip(score(no_games((2, 4)), steps), score(no_games((2, 4)), blind), strict=True):
         np.testing.assert_array_equal(np.stack(a), np.stack(b))
 
 
 def test_the_score_is_raw():
     one = np.ones((1, 1, 1), np.float32)
-    no = np.zeros((1, 1, 1), bool)
-    step = Step(None, one, 30 * one, ~no, no, no, no, no)
+    yes = one > 0
+    step = TimeStep(None, one, 0 * one, yes, one, ~yes, 30 * one, yes)
     _, finished = score(no_games((1, 1)), step)
     np.testing.assert_array_equal(np.stack(finished)[:, 0], [1, 30, 900, 1])
 
@@ -182,10 +202,10 @@ def play(game, length, **options):
     pool = environments.HostEnvPool(game, **options)
     memory, _ = pool.reset()
     rng = np.random.default_rng(1)
-    one = jax.jit(environments.interpret)
+    one = jax.jit(interpret)
     steps = []
     for _ in range(length):
-        pool.send(rng.integers(pool.num_actions, size=pool.batch_shape))
+        pool.send(rng.integers(pool.action.categories, size=pool.batch_shape))
         memory, step = one(memory, pool.recv())
         steps.append(jax.tree.map(np.asarray, step))
     return jax.tree.map(lambda *x: np.stack(x), *steps)
@@ -194,7 +214,7 @@ def play(game, length, **options):
 @pytest.mark.parametrize("limit", [500, 20])
 def test_in_cart_pole_the_return_is_the_length(limit):
     steps = play("CartPole-v1", 120, num_envs=3, seeds=(1, 2), max_episode_steps=limit)
-    assert steps.truncated.any() == (limit == 20)
+    assert ends(steps)[2].any() == (limit == 20)
     _, total = in_chunks(steps, 40)
     np.testing.assert_array_equal(total, sums(finished_games(steps)))
     np.testing.assert_array_equal(total[1], total[3])

@@ -1,15 +1,9 @@
-"""The logs keep what they were given, whatever happens to the process, and the line fits."""
+"""The logs keep what they were given, whatever happens to the process."""
 
 import errno
-import io
 import itertools
-import math
-import os
-import pty
-import re
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -19,11 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import SessionLog
 
-from jaxsoft.training import logs as metrics
-from jaxsoft.training.logs import CsvLog, Progress, TensorBoardLog, read_csv
+from jaxsoft.training.logs import CsvLog, TensorBoardLog, read_csv
+from tests.support.tensorboard import events, scalars
 
 FIRST = ["step", "seed", "episode_return", "episodes", "steps_per_second"]
 NAN = float("nan")
@@ -119,7 +112,7 @@ def test_every_torn_file_can_be_read_and_resumed(path: Path) -> None:
 
 def test_a_killed_process_leaves_whole_lines(path: Path) -> None:
     code = (
-        "import itertools, pathlib; from jaxsoft.metrics import CsvLog\n"
+        "import itertools, pathlib; from jaxsoft.training.logs import CsvLog\n"
         f"log = CsvLog(pathlib.Path({str(path)!r}))\n"
         "for i in itertools.count(): log.write({'step': i, 'seed': 0, 'loss': i / 7})"
     )
@@ -186,22 +179,6 @@ def test_a_spoilt_line_is_named(path: Path) -> None:
 # TensorBoard
 
 
-def events(directory: Path) -> list[Event]:
-    """TFRecord: length, its checksum, the event, its checksum; files in TensorBoard's order."""
-    found = []
-    for file in sorted(directory.iterdir()):
-        data = file.read_bytes()
-        while data:
-            (length,) = struct.unpack("Q", data[:8])
-            found.append(Event.FromString(data[12 : 12 + length]))
-            data = data[16 + length :]
-    return found
-
-
-def scalars(found: list[Event]) -> list[tuple[int, str, float]]:
-    return [(e.step, v.tag, v.simple_value) for e in found for v in e.summary.value]
-
-
 def test_scalars(tmp_path: Path) -> None:
     with TensorBoardLog(tmp_path / "tb") as log:
         log.write(row(8, 3, loss=0.5))
@@ -222,186 +199,3 @@ def test_a_resumed_run_hides_later_steps(tmp_path: Path) -> None:
         kept += scalars([event])
     assert len(scalars(found)) == 4
     assert [step for step, *_ in kept] == [4, 5]
-
-
-# The line
-
-
-def report(step: int, scale: float = 1.0, seeds: int = 3) -> list[dict[str, float]]:
-    return [
-        row(step, i, entropy=1.0, kl=0.0123, value_error=0.5) | {"episode_return": scale * (i + 1)}
-        for i in range(seeds)
-    ]
-
-
-class Clock:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1e3
-        monkeypatch.setattr(metrics.time, "monotonic", lambda: self.now)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-def drawn(width: int, clock: Clock, label: str = "Pong-v5 soft_q", scale: float = 1.0) -> str:
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    progress = Progress(label, 10_000_000, console=console)
-    for step in (1_000_000, 1_100_000):
-        clock.now += 10
-        progress.update(step, report(step, scale))
-    console.file.seek(0)
-    console.file.truncate()
-    console.print(progress)
-    return console.file.getvalue()
-
-
-def test_a_wide_terminal_shows_everything(clock: Clock) -> None:
-    line = drawn(150, clock)
-    for text in (
-        "Pong-v5 soft_q  ━━━",
-        "  1.1M/10M  10,000 steps/s  0:14:50 left  return 2.00 ± 1.00  ",
-        "entropy 1.00  KL 0.012  V error 0.500",
-    ):
-        assert text in line
-
-
-def test_less_important_figures_go_first(clock: Clock) -> None:
-    words = ["V error", "KL", "entropy", "/s", "left", "return", "1.1M/10M", "Pong"]
-    before = set(words)
-    for width in range(160, 19, -1):
-        line = drawn(width, clock)
-        shown = {word for word in words if word in line}
-        assert shown <= before
-        assert shown == set(words[len(words) - len(shown) :])
-        before = shown
-        assert line.count("━") + line.count("─") in range(8 if width >= 40 else 0, 41)
-    assert drawn(40, clock, "long " * 20).startswith("long long lon  ━")
-    assert {"/s", "left", "return"} <= {w for w in words if w in drawn(80, clock)}
-
-
-@given(
-    width=st.integers(20, 200),
-    label=st.text("abc 汉_", min_size=1, max_size=90),
-    scale=st.floats(-1e12, 1e12),
-)
-def test_no_line_is_wrapped(width: int, label: str, scale: float) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        line = drawn(width, Clock(patch), label, scale)
-    assert "\n" not in line
-    assert metrics.cell_len(line) <= width
-
-
-def test_plain_lines_now_and_then(clock: Clock) -> None:
-    console = Console(file=io.StringIO(), force_terminal=False, width=40)
-    with Progress("Pong", 1000, console=console) as progress:
-        progress.message("a [b]long[/b] message " + "x" * 60)
-        for step in range(10, 1010, 10):
-            clock.now += 0.5
-            progress.update(step, report(step))
-    lines = console.file.getvalue().splitlines()
-    assert "\x1b" not in console.file.getvalue()
-    assert lines[0] == "a [b]long[/b] message " + "x" * 60
-    done = [int(re.match(r"Pong  ([\d,]+)/1,000", line)[1].replace(",", "")) for line in lines[1:]]
-    assert done == [10, 210, 410, 610, 810, 1000]
-    assert lines[-1] == (
-        "Pong  1,000/1,000  20 steps/s  took 0:00:50  return 2.00 ± 1.00  entropy 1.00  KL 0.012  "
-        "V error 0.500"
-    )
-
-
-def test_the_last_report_is_printed_once(clock: Clock) -> None:
-    console = Console(file=io.StringIO(), force_terminal=False)
-    with Progress("Pong", 10, console=console) as progress:
-        clock.now += 1
-        progress.update(10, report(10))
-    assert console.file.getvalue().count("\n") == 1
-
-
-def test_returns_are_the_last_known_and_losses_the_last(clock: Clock) -> None:
-    console = Console(file=io.StringIO(), force_terminal=False)
-    with Progress("Pong", 100, console=console, every=0) as progress:
-        progress.update(1, [row(1, 0, episode_return=4.0), row(1, 1, kl=NAN)])
-        progress.update(2, [row(2, 0), row(2, 1, episode_return=6.0, kl=0.5)])
-        progress.update(3, [row(3, 0), row(3, 1, kl=NAN)])
-    lines = console.file.getvalue().splitlines()
-    assert lines[0].endswith("return 4.00  KL –")
-    assert lines[1].endswith("return 5.00 ± 1.41  KL 0.500")
-    assert lines[2].endswith("return 5.00 ± 1.41  KL –")
-
-
-def test_compilation_does_not_count_as_speed(clock: Clock) -> None:
-    console = Console(file=io.StringIO(), force_terminal=False)
-    with Progress("Pong", 10_000, start=1000, console=console, every=0) as progress:
-        for step, seconds in ((2000, 100), (3000, 10), (4000, 10)):
-            clock.now += seconds
-            progress.update(step, [])
-    lines = console.file.getvalue().splitlines()
-    speeds = [re.search(r"(\d+) steps/s  (\S+) left", line).groups() for line in lines]
-    assert speeds == [("10", "0:13:20"), ("100", "0:01:10"), ("100", "0:01:00")]
-
-
-def test_on_a_real_terminal() -> None:
-    width = 80
-    code = (
-        "import time; from jaxsoft.metrics import Progress\n"
-        "with Progress('Pong soft_q', 100) as p:\n"
-        "  for i in range(1, 5):\n"
-        "    time.sleep(0.1); p.update(25 * i, [{'step': 1, 'seed': 0, 'episode_return': i}])\n"
-        "    if i == 2: p.message('halfway')\n"
-    )
-    parent, child = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(width), "LINES": "24"}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=child, env=environment)
-    os.close(child)
-    out = b""
-    while chunk := _read(parent):
-        out += chunk
-    assert process.wait() == 0
-    os.close(parent)
-    text = out.decode()
-    assert "\x1b[2K" in text  # redrawn in place
-    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text)
-    ended = [line.split("\r")[-1] for line in plain.split("\r\n")]
-    assert ended[0] == "halfway"
-    assert re.fullmatch(r"Pong soft_q  ━+  100/100  .*took 0:00:0\d  return 4\.00", ended[1])
-    assert all(len(line) <= width for line in re.split("[\r\n]+", plain))
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # Linux: the other side has closed it
-        return b""
-
-
-def test_a_file_gets_no_control_characters() -> None:
-    code = (
-        "from jaxsoft.metrics import Progress\n"
-        "with Progress('Pong', 10) as p: p.update(5, []); p.update(10, [])"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=True,
-        env=os.environ | {"FORCE_COLOR": "1"},
-    )
-    assert b"\x1b" not in out.stdout
-    assert [line.split()[1] for line in out.stdout.decode().splitlines()] == ["5/10", "10/10"]
-    assert not out.stderr
-
-
-@pytest.mark.parametrize(
-    ("x", "text"),
-    [(0, "0.000"), (0.01234, "0.012"), (1e-5, "1e-05"), (-20.26, "-20.3"), (12345.6, "12,346")],
-)
-def test_numbers_are_short(x: float, text: str) -> None:
-    assert metrics._number(x) == text
-
-
-def test_infinite_figures_do_not_stop_a_run(clock: Clock) -> None:
-    console = Console(file=io.StringIO(), force_terminal=False)
-    with Progress("Pong", 10, console=console) as progress:
-        progress.update(1, [row(1, kl=math.inf, episode_return=-math.inf)])
-    assert console.file.getvalue().rstrip().endswith("KL –")

@@ -9,12 +9,14 @@ import numpy as np
 import optax
 import pytest
 
+import jaxsoft
 from jaxsoft import losses
 from jaxsoft.agents import off_policy, on_policy
-from jaxsoft.agents.base import Learner
+from jaxsoft.agents.base import Agent, Rollout
 from jaxsoft.environments import EnvPool, HostEnvPool, about
-from jaxsoft.training.collect import Rollout
-from jaxsoft.training.loop import GraphLoop, HostLoop, _split, initial
+from jaxsoft.training.graph import GraphLoop
+from jaxsoft.training.host import HostLoop
+from jaxsoft.training.loop import initial, split
 from tests.support import worlds
 
 LENGTH, ENVS = 6, 4
@@ -28,56 +30,61 @@ def linear(params, observation):
     return out[..., 0], jax.nn.log_softmax(out[..., 1:])
 
 
-def linear_learner(game, rate=0.05):
+def linear_agent(game, rate=0.05):
     what = about(game)
-    size = int(np.prod(what.observation_shape))
+    size = int(np.prod(what.observation.shape))
 
     def init(key):
-        w = jax.random.normal(key, (size, 1 + what.num_actions), jnp.float32) / size**0.5
-        return {"w": w, "ndim": jnp.zeros((1,) * len(what.observation_shape), jnp.float32)}
+        w = jax.random.normal(key, (size, 1 + what.action.categories), jnp.float32) / size**0.5
+        return {"w": w, "ndim": jnp.zeros((1,) * len(what.observation.shape), jnp.float32)}
 
-    return on_policy.learner(
+    return on_policy.agent(
         linear,
         init,
         on_policy.a2c,
+        head=on_policy.actor_critic_head,
         optimiser=optax.sgd(rate, momentum=0.9),
         objective=on_policy.Objective(tau=0.05, n=3),
     )
 
 
 class Watched(NamedTuple):
-    learner: Any
+    state: Any
     rollout: Any  # the last one
     bits: Any  # from the key of the last update
 
 
-def watched(learner, game, envs):
+def watched(agent, game, envs):
     """Keeps its last rollout, and what it would have drawn."""
     what = about(game)
 
     def zeros(*shape, dtype=bool):
         return jnp.zeros(shape, dtype)
 
+    numbers = zeros(LENGTH, envs, dtype=jnp.float32)
     nothing = Rollout(
-        observation=zeros(LENGTH + 1, envs, *what.observation_shape, dtype=what.observation_dtype),
+        observation=zeros(LENGTH + 1, envs, *what.observation.shape, dtype=what.observation.dtype),
         action=zeros(LENGTH, envs, dtype=jnp.int32),
-        reward=zeros(LENGTH, envs, dtype=jnp.float32),
-        terminated=zeros(LENGTH, envs),
-        truncated=zeros(LENGTH, envs),
-        weight=zeros(LENGTH, envs, dtype=jnp.float32),
-        reset=zeros(LENGTH + 1, envs),
+        reward=numbers,
+        discount=numbers,
+        cut=zeros(LENGTH, envs),
+        weight=numbers,
+        first=zeros(LENGTH + 1, envs),
+        extras=on_policy.Acted(numbers, []),
     )
+
+    def init(key):
+        return Watched(agent.init(key), nothing, jnp.zeros((), jnp.uint32))
+
+    def act(state, carry, observation, keys):
+        return agent.act(state.state, carry, observation, keys)
 
     def update(state, rollout, key):
-        trained, metrics = learner.update(state.learner, rollout, key)
-        kept = rollout._replace(action=rollout.action.astype(jnp.int32))
+        trained, metrics = agent.update(state.state, rollout, key)
+        kept = jax.tree.map(lambda x, like: x.astype(like.dtype), rollout, nothing)
         return Watched(trained, kept, jax.random.bits(key, dtype=jnp.uint32)), metrics
 
-    return Learner(
-        lambda key: Watched(learner.init(key), nothing, jnp.zeros((), jnp.uint32)),
-        lambda state, observation, keys: learner.act(state.learner, observation, keys),
-        update,
-    )
+    return Agent(init, act, update)
 
 
 class Run(NamedTuple):
@@ -93,7 +100,7 @@ class Run(NamedTuple):
 
     @property
     def rollouts(self):
-        return [state.learner.rollout for state in self.states]
+        return [state.agent.rollout for state in self.states]
 
 
 def summed(reports):
@@ -119,20 +126,20 @@ def _is_key(x):
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def make(driver, game, learner, seeds=(3,), length=LENGTH, envs=ENVS, in_turn=False):
+def make(driver, game, agent, seeds=(3,), length=LENGTH, envs=ENVS, in_turn=False):
     if driver == "graph":
         pool = EnvPool(game, num_envs=envs, seeds=seeds, num_threads=1)
-        return GraphLoop(pool, learner, length=length, in_turn=in_turn)
+        return GraphLoop(pool, agent, length=length, in_turn=in_turn)
     parts = {"host": [(0, envs)], "halves": [(0, 1), (1, envs)]}[driver]
     pools = [
         HostEnvPool(game, num_envs=envs, seeds=seeds, part=part, num_threads=1) for part in parts
     ]
-    return HostLoop(pools, learner, length=length, in_turn=in_turn)
+    return HostLoop(pools, agent, length=length, in_turn=in_turn)
 
 
 @functools.cache
 def loop_for(driver, game, seeds, in_turn):
-    return make(driver, game, watched(linear_learner(game), game, ENVS), seeds, in_turn=in_turn)
+    return make(driver, game, watched(linear_agent(game), game, ENVS), seeds, in_turn=in_turn)
 
 
 def ran(driver, game, calls, seeds=(3,), in_turn=False):
@@ -148,14 +155,14 @@ def _ran(driver, game, calls, seeds, in_turn):
         loop.begun = True
     else:  # What is compiled knows nothing of the emulators.
         loop.pools = make(driver, game, None, seeds).pools
-    state, actors, run = initial(loop.learner, seeds), loop.start(), Run([], [], [])
+    state, actors, run = initial(loop.agent, seeds), loop.start(), Run([], [], [])
     for updates in calls:
         before = len(compilations)
         then, after, report = loop.run(state, actors, updates)
         run.compiled.append(len(compilations) - before)
         if not run.states:  # What NumPy has looked at is not given away on a CPU.
             # Nor is the rollout kept, which was never read.
-            given = (state.learner.learner, state.key, state.updates)
+            given = (state.agent.state, state.key, state.updates)
             assert all(x.is_deleted() for x in jax.tree.leaves(given))
         left = [x for x in jax.tree.leaves(actors) if isinstance(x, jax.Array)]
         assert not any(x.is_deleted() for x in left)
@@ -174,6 +181,7 @@ def assert_same(a, b, rtol=0.0):
         name = jax.tree_util.keystr(path)
         assert (x.dtype, x.shape) == (y.dtype, y.shape), name
         exact = any(word in name for word in ("rollout", "finished", "key", "bits", "updates"))
+        exact &= "extras" not in name
         tolerance = {"rtol": 0 if exact else rtol, "atol": 0 if exact else rtol}
         np.testing.assert_allclose(x, y, err_msg=name, **tolerance)
 
@@ -199,7 +207,7 @@ def test_both_loops_give_the_same_results(driver, game, calls):
     assert all(len(np.unique(rollout.action)) > 1 for rollout in graph.rollouts)
 
 
-def test_the_number_of_updates_compiles_nothing_anew():
+def test_the_number_of_updates_compiles_nothing_again():
     first, *then = ran("graph", "Catch-v0", CALLS).compiled
     assert first > 0
     assert then == [0, 0, 0]
@@ -213,9 +221,9 @@ def test_rollouts_follow_on_each_other():
     run = ran("graph", "CartPole-v1", ONES, (3, 5))
     for before, after in zip(run.rollouts, run.rollouts[1:], strict=False):
         np.testing.assert_array_equal(before.observation[:, -1], after.observation[:, 0])
-        np.testing.assert_array_equal(before.reset[:, -1], after.reset[:, 0])
+        np.testing.assert_array_equal(before.first[:, -1], after.first[:, 0])
     assert run.states[-1].updates == len(ONES)
-    np.testing.assert_array_equal(run.total.metrics["updates"], len(ONES))
+    np.testing.assert_array_equal(run.total.metrics.updates, len(ONES))
 
 
 def test_scores_are_of_the_games_of_all_rollouts():
@@ -223,7 +231,7 @@ def test_scores_are_of_the_games_of_all_rollouts():
     steps = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *run.rollouts)
     games, length = np.zeros(2), np.zeros(2)
     for s, n in np.ndindex(2, ENVS):
-        ends = np.flatnonzero(steps.terminated[s, :, n])
+        ends = np.flatnonzero(steps.discount[s, :, n] == 0)
         games[s] += len(ends)
         length[s] += np.sum(steps.weight[s, : ends[-1] + 1, n]) if len(ends) else 0
     np.testing.assert_array_equal(run.total.finished.games, games)
@@ -233,10 +241,10 @@ def test_scores_are_of_the_games_of_all_rollouts():
 
 
 def test_calls_add_up_from_the_host():
-    """Three updates, then four, are seven: in state and sums, to the bit."""
+    """Three updates, then four, are seven: in state to the bit, in sums to a float32's rounding."""
     apart, whole = ran("halves", "Catch-v0", (3, 4)), ran("halves", "Catch-v0", CALLS)
     assert_same(apart.states, whole.states[1::2])
-    assert_same(apart.total, whole.total, rtol=1e-12)
+    assert_same(apart.total, whole.total, rtol=1e-6)
 
 
 @pytest.mark.parametrize("in_turn", [False, True])
@@ -262,12 +270,12 @@ def test_seeds_differ():
 def test_keys_are_used_once():
     """A key that is split is no other update's, nor one that acts or learns."""
     run = ran("graph", "CartPole-v1", ONES, (3, 5))
-    before = initial(linear_learner("CartPole-v1"), (3, 5)).key
+    before = initial(linear_agent("CartPole-v1"), (3, 5)).key
     used = []
     for state in run.states:
-        keys = _split(before)
+        keys = split(before)
         np.testing.assert_array_equal(
-            jax.vmap(lambda k: jax.random.bits(k, dtype=jnp.uint32))(keys.learn), state.learner.bits
+            jax.vmap(lambda k: jax.random.bits(k, dtype=jnp.uint32))(keys.learn), state.agent.bits
         )
         used += [before, keys.act, keys.learn]
         before = jax.random.wrap_key_data(state.key)
@@ -285,44 +293,51 @@ def test_environments_draw_apart():
 
 
 def test_the_start_of_a_seed_is_its_own():
-    learner = linear_learner("Catch-v0")
-    beside, alone = initial(learner, (3, 4, 5)), initial(learner, (5,))
+    agent = linear_agent("Catch-v0")
+    beside, alone = initial(agent, (3, 4, 5)), initial(agent, (5,))
     assert_same(jax.tree.map(lambda x: x[-1:] if x.ndim else x, plain(beside)), plain(alone))
     assert beside.key.shape == (3,)
     assert beside.updates.shape == ()
-    assert len(np.unique(plain(beside).learner.params["w"], axis=0)) == 3
+    assert len(np.unique(plain(beside).agent.params["w"], axis=0)) == 3
 
 
 def table(params, observation):
     return params[observation]
 
 
-def table_learner(update=lambda rollout: rollout, rate=3.0):
+def table_agent(update=lambda rollout: rollout, rate=3.0):
     """One-step soft Q-learning on a table by random play; a rollout may be spoilt first."""
 
     def init(key):
         return jax.random.normal(key, (worlds.PLACES, worlds.ACTIONS))
 
-    learner = on_policy.learner(
+    def q_loss(at, rollout, objective):
+        kl = jaxsoft.kl_to_prior(at.log_pi, objective.log_prior)
+        target = on_policy.soft_targets(at, kl, rollout, objective)
+        return losses.soft_q_loss(at.q[:-1], rollout.action, target)
+
+    agent = on_policy.agent(
         table,
         init,
-        lambda at, rollout, objective: losses.soft_q_loss(
-            at.q[:-1], rollout.action, on_policy.soft_targets(at, rollout, objective)
-        ),
+        q_loss,
+        head=on_policy.q_head,
         optimiser=optax.sgd(rate),
         objective=on_policy.Objective(tau=worlds.TAU, discount=worlds.GAMMA, n=1),
     )
-    return Learner(
-        learner.init,
-        lambda _, place, keys: jax.vmap(lambda k: jax.random.randint(k, (), 0, 2))(keys),
-        lambda state, rollout, key: learner.update(state, update(rollout), key),
+
+    def wander(_, carry, place, keys):
+        action = jax.vmap(lambda k: jax.random.randint(k, (), 0, 2, jnp.int32))(keys)
+        return action, carry, None
+
+    return agent._replace(
+        act=wander, update=lambda state, rollout, key: agent.update(state, update(rollout), key)
     )
 
 
 def learned(spoil):
-    loop = GraphLoop(worlds.World(16), table_learner(spoil), length=12)
-    state, _, report = loop.run(initial(loop.learner, (0,)), loop.start(), 600)
-    return np.asarray(state.learner.params[0]), report
+    loop = GraphLoop(worlds.World(16), table_agent(spoil), length=12)
+    state, _, report = loop.run(initial(loop.agent, (0,)), loop.start(), 600)
+    return np.asarray(state.agent.params[0]), report
 
 
 def test_training_finds_the_exact_values():
@@ -336,25 +351,24 @@ def test_training_finds_other_values_where_auto_resets_count():
     assert np.abs(q - worlds.solve()).max() > 0.1
 
 
-def replay_learner():
-    return off_policy.learner(
+def replay_agent():
+    return off_policy.agent(
         table,
         lambda key: jax.random.normal(key, (worlds.PLACES, worlds.ACTIONS)),
         optimiser=optax.adam(0.1),
         epsilon=optax.constant_schedule(0.2),
         num_envs=4,
-        observation_shape=(),
-        observation_dtype=jnp.int32,
+        observation=worlds.World.observation,
         capacity=200,
         batch_size=8,
         discount=0.9,
         learning_starts=20,
-        steps_per_update=4,
+        steps_per_gradient=4,
         target_period=10,
     )
 
 
-LEARNERS = {"on policy": table_learner, "off policy": replay_learner}
+AGENTS = {"on policy": table_agent, "off policy": replay_agent}
 CASES = {
     "side by side": ("on policy", (1, 4), False),
     "in turn": ("on policy", (1, 4), True),
@@ -365,12 +379,12 @@ CASES = {
 @functools.cache
 def in_the_world(case):
     kind, seeds, in_turn = CASES[case]
-    return GraphLoop(worlds.World(4, seeds), LEARNERS[kind](), length=5, in_turn=in_turn)
+    return GraphLoop(worlds.World(4, seeds), AGENTS[kind](), length=5, in_turn=in_turn)
 
 
 def begun(case):
     loop = in_the_world(case)
-    return initial(loop.learner, CASES[case][1]), loop.start()
+    return initial(loop.agent, CASES[case][1]), loop.start()
 
 
 def frozen(tree):
@@ -395,7 +409,7 @@ def thawed(held):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_goes_on_from_a_copy_as_if_nothing_had_been(case):
+def test_a_run_continues_from_a_copy_as_if_nothing_had_happened(case):
     loop = in_the_world(case)
     state, actors, first = loop.run(*begun(case), 6)
     held, first = frozen((state, actors)), plain(first)
@@ -408,7 +422,7 @@ def test_a_run_goes_on_from_a_copy_as_if_nothing_had_been(case):
     # In one call it is the same, too.
     *whole, report = (plain(x) for x in loop.run(*begun(case), 13))
     assert_same(whole, [state, actors])
-    assert_same(report, summed([first, second]), rtol=1e-12)
+    assert_same(report, summed([first, second]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["in turn", "with replay"])
@@ -438,7 +452,7 @@ def test_collecting_is_what_an_update_does_before_it_learns():
 @pytest.mark.parametrize("seeds", [(1,), (1, 4)])
 def test_no_buffer_of_a_state_is_in_it_twice(seeds):
     """Or it could not be given away; the target network begins as a copy."""
-    state = initial(replay_learner(), seeds)
+    state = initial(replay_agent(), seeds)
     leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(state)]
     where = [x.unsafe_buffer_pointer() for x in leaves if x.size]
     assert len({*where}) == len(where)
@@ -446,34 +460,34 @@ def test_no_buffer_of_a_state_is_in_it_twice(seeds):
 
 def test_vectors_of_integers_train():
     game = "Blackjack-v1"
-    loop = make("graph", game, linear_learner(game), seeds=(3, 5))
-    state = initial(loop.learner, (3, 5))
-    before = plain(state).learner.params["w"]
+    loop = make("graph", game, linear_agent(game), seeds=(3, 5))
+    state = initial(loop.agent, (3, 5))
+    before = plain(state).agent.params["w"]
     state, _, report = loop.run(state, loop.start(), 3)
-    after = plain(state).learner.params["w"]
+    after = plain(state).agent.params["w"]
     assert np.all(np.isfinite(after))
     assert np.all(np.any(after != before, axis=(1, 2)))
-    np.testing.assert_array_equal(report.metrics["skipped"], 0)
+    np.testing.assert_array_equal(report.metrics.sums["skipped"], 0)
     assert np.sum(report.finished.games) > 0
 
 
 def test_no_updates_are_refused():
     for driver in ("graph", "halves"):
-        loop = make(driver, "Catch-v0", linear_learner("Catch-v0"))
-        state = initial(loop.learner, (3,))
+        loop = make(driver, "Catch-v0", linear_agent("Catch-v0"))
+        state = initial(loop.agent, (3,))
         with pytest.raises(ValueError, match="updates"):
             loop.run(state, loop.start(), 0)
 
 
 def test_what_a_loop_is_made_of():
-    loop = make("halves", "Catch-v0", linear_learner("Catch-v0"), seeds=(3, 5))
+    loop = make("halves", "Catch-v0", linear_agent("Catch-v0"), seeds=(3, 5))
     assert loop.batch_shape == (2, ENVS)
     assert loop.steps_per_update == LENGTH * ENVS
     assert in_the_world("in turn").steps_per_update == 20
     one, two = (HostEnvPool("Catch-v0", num_envs=2, seeds=s) for s in ((1,), (1, 2)))
     for pools in ([], [one, two]):
         with pytest.raises(ValueError, match="the same number of seeds"):
-            HostLoop(pools, linear_learner("Catch-v0"), length=3)
+            HostLoop(pools, linear_agent("Catch-v0"), length=3)
     for make_loop, environment in ((GraphLoop, worlds.World(2)), (HostLoop, [one])):
         with pytest.raises(ValueError, match="length"):
             make_loop(environment, None, length=0)

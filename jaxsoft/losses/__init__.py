@@ -1,0 +1,39 @@
+"""Per-step losses, unreduced: what a training loop averages and differentiates.
+
+Conventions are those of `jaxsoft.returns`: axis 0 is time, the last axis of `q` and `log_pi` is
+actions, `_tm1` belongs to the state in which the action was taken. Every loss returns one value
+per step, [T, ...]; give steps that are not transitions (an environment's auto-reset step) weight
+0 and take the mean.
+
+Targets, advantages, importance weights and old values are held fixed inside the losses, by
+`_common.fixed` and nowhere else. The prior, τ and the coefficients are ordinary differentiable
+inputs. The one loss that differentiates its target is `path_consistency_loss`: that is its point.
+"""
+
+from jaxsoft.losses._common import take_action
+from jaxsoft.losses.consistency import path_consistency_loss
+from jaxsoft.losses.policy_gradient import (
+    a2c_loss,
+    natural_regression_loss,
+    policy_gradient_loss,
+    value_loss,
+)
+from jaxsoft.losses.soft_q import (
+    damped_soft_q_loss,
+    pgq_loss,
+    soft_q_loss,
+    tied_soft_q_loss,
+)
+
+__all__ = [
+    "a2c_loss",
+    "damped_soft_q_loss",
+    "natural_regression_loss",
+    "path_consistency_loss",
+    "pgq_loss",
+    "policy_gradient_loss",
+    "soft_q_loss",
+    "take_action",
+    "tied_soft_q_loss",
+    "value_loss",
+]

@@ -1,0 +1,96 @@
+"""The Fisher matrix as an operator: the Jacobian of a batch, as products with vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft import _checks
+from jaxsoft.natural._gram import jacobian_gram, structured_gram
+
+Params = Any
+LogProbFn = Callable[[Params], Array]
+
+
+class Samples(NamedTuple):
+    """The Jacobian Ψ as products, its rows scaled so that F = pull ∘ push."""
+
+    push: Callable[[Params], Array]  # v -> Ψv/√N, [N]
+    pull: Callable[[Array], Params]  # u -> Ψᵀu/√N
+    gram: Callable[[], Array]  # ΨΨᵀ/N, [N, N]
+    scale: Array  # 1/√N, or √(weight/Σweight), [N]
+    finite: Array  # whether every log-probability is finite
+    parameters: int
+
+
+def linearise(
+    function: str,
+    log_prob_fn: LogProbFn,
+    params: Params,
+    weight: ArrayLike | None,
+    advantage: ArrayLike | None = None,
+) -> Samples:
+    compute = computing_dtype(function, params)
+    shape = jax.eval_shape(log_prob_fn, params).shape
+    for name, x in (("advantage", advantage), ("weight", weight)):
+        if x is not None and jnp.shape(x) != shape:
+            raise _checks.fail(
+                function,
+                f"{list(jnp.shape(x))} and {list(shape)}",
+                f"{name} and log_prob_fn(params) to have the same shape, one number per sample",
+                "log_prob_fn returns log π(a_t|s_t) of the actions taken, unreduced.",
+            )
+    size = math.prod(shape)
+    if size == 0:
+        raise _checks.fail(
+            function,
+            f"shape {list(shape)}",
+            "log_prob_fn(params) of at least one sample",
+            "Pass one.",
+        )
+    if weight is None:
+        scale = jnp.full(size, 1 / math.sqrt(size), compute)
+    else:
+        w = jnp.ravel(jnp.asarray(weight)).astype(compute)
+        scale = jnp.sqrt(w / jnp.sum(w))
+
+    def rows(p: Params) -> Array:
+        return scale * jnp.ravel(log_prob_fn(like(p, params))).astype(compute)
+
+    # Vectors live in at least float32, whatever dtype the network keeps: half precision would
+    # end any iteration after a few steps.
+    wide = jax.tree.map(lambda x: jnp.asarray(x).astype(compute), params)
+    out, push = jax.linearize(rows, wide)
+    transpose = jax.linear_transpose(push, wide)
+
+    def gram() -> Array:
+        k = structured_gram(push, wide)
+        return jacobian_gram(push, wide) if k is None else k
+
+    finite, parameters = jnp.all(jnp.isfinite(out)), sum(x.size for x in jax.tree.leaves(wide))
+    return Samples(push, lambda u: transpose(u)[0], gram, scale, finite, parameters)
+
+
+def computing_dtype(function: str, params: Params) -> np.dtype:
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise _checks.fail(
+            function, "a tree without arrays", "params to hold arrays", "Pass a tree that does."
+        )
+    arrays = [_checks.floating(function, "params", x) for x in leaves]
+    return _checks.computing_dtype(jnp.result_type(*arrays))
+
+
+def like(tree: Params, other: Params) -> Params:
+    return jax.tree.map(lambda x, y: x.astype(jnp.asarray(y).dtype), tree, other)
+
+
+def product(k: Array, x: Array) -> Array:
+    return jnp.matmul(k, x, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,150 @@
+"""Every entry of the registry makes an agent of its defaults, and that learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsoft.agents.base import Rollout
+from jaxsoft.agents.networks import MLP, torso_for
+from jaxsoft.agents.on_policy import Acted
+from jaxsoft.agents.registry import ALGORITHMS, Problem, settings_of
+from jaxsoft.agents.settings import OnPolicy, Settings, SettingsError
+
+A, STEPS = 4, 100_000
+VECTORS = Problem(jax.ShapeDtypeStruct((5,), np.float32), A, MLP((8,)), 1, STEPS)
+SEEN = jax.ShapeDtypeStruct((4, 36, 40), np.uint8)
+IMAGES = Problem(SEEN, A, torso_for(SEEN.shape, SEEN.dtype), 4, STEPS)
+
+
+def random_rollout(agent, state, problem, length, num_envs):
+    """What acting at random observations gives, with ends among it."""
+    rng = np.random.default_rng(0)
+    shape = (length + 1, num_envs, *problem.observation.shape)
+    seen = rng.integers(0, 256, shape).astype(problem.observation.dtype)
+    if seen.dtype == np.float32:
+        seen = seen / np.float32(128) - 1
+
+    def act(_, now):
+        action, carry, extras = agent.act(state, None, *now)
+        assert carry is None
+        return None, (action, extras)
+
+    keys = jax.random.split(jax.random.key(1), (length, num_envs))
+    _, (action, extras) = jax.lax.scan(act, None, (jnp.asarray(seen[:-1]), keys))
+    terminated, dummy = rng.random((2, length, num_envs)) < 0.2
+    return Rollout(
+        observation=jnp.asarray(seen),
+        action=action,
+        reward=jnp.asarray(rng.normal(size=action.shape), jnp.float32),
+        discount=jnp.asarray(1 - (terminated & ~dummy), jnp.float32),
+        cut=jnp.asarray(terminated | dummy),
+        weight=jnp.asarray(1 - dummy, jnp.float32),
+        first=jnp.zeros((length + 1, num_envs), bool),
+        extras=extras,
+    )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_defaults_make_an_agent_that_learns(name):
+    """From a rollout as long and as wide as they say; one without weight teaches nothing."""
+    with jax.enable_x64(False):
+        entry = ALGORITHMS[name]
+        given = (
+            {"capacity": 2_000, "learning_starts": 64}
+            if entry.make.__name__ == "from_replay"
+            else {}
+        )
+        settings = settings_of(name, given, images=False)
+        entry.check(name, settings, STEPS)
+        agent = entry.agent(settings, VECTORS)
+        state = jax.jit(agent.init)(jax.random.key(0))
+        size = settings.rollout_length, settings.num_envs
+        rollout = random_rollout(agent, state, VECTORS, *size)
+        update = jax.jit(agent.update)
+        after = state
+        for key in jax.random.split(jax.random.key(2), 3):
+            after, metrics = update(after, rollout, key)
+            assert all(np.isfinite(x) for x in metrics.sums.values())
+        assert metrics.updates > 0
+        assert metrics.sums["skipped"] == 0
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, state.params)
+        assert all(x > 0 for x in jax.tree.leaves(moved))
+
+        nothing = rollout._replace(weight=jnp.zeros_like(rollout.weight))
+        for key in jax.random.split(jax.random.key(2), 3):
+            empty, metrics = update(state, nothing, key)
+            sums = dict(metrics.sums)
+            sums.pop("epsilon", None)
+            np.testing.assert_array_equal(list(sums.values()), 0)
+        # Nothing but momentum that was there before could move them.
+        jax.tree.map(np.testing.assert_array_equal, empty.params, state.params)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_defaults_for_images_make_a_program(name):
+    entry = ALGORITHMS[name]
+    with jax.enable_x64(False):
+        settings = settings_of(name, {}, images=True)
+        entry.check(name, settings, STEPS)
+        agent = entry.agent(settings, IMAGES)
+        state = jax.eval_shape(agent.init, jax.random.key(0))
+        size = settings.rollout_length, settings.num_envs
+
+        def learn(state, key):
+            return agent.update(state, random_rollout(agent, state, IMAGES, *size), key)
+
+        after, _ = jax.eval_shape(learn, state, jax.random.key(0))
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_products_are_kept_where_they_are_used(name):
+    """By those that follow a gradient, and do not differentiate what they bootstrap from."""
+    entry = ALGORITHMS[name]
+    settings = settings_of(name, {}, images=True)
+    agent = entry.agent(settings, IMAGES)
+
+    def extras(key):
+        seen = jnp.zeros((3, *SEEN.shape), SEEN.dtype)
+        return agent.act(agent.init(key), None, seen, jax.random.split(key, 3))[2]
+
+    kept = jax.eval_shape(extras, jax.random.key(0))
+    uses = name in ("a2c", "a2c_naive", "soft_q", "nstep_soft_q", "pgq")
+    if issubclass(entry.settings, OnPolicy):
+        assert isinstance(kept, Acted)
+        assert kept.log_mu.shape == (3,)
+        assert bool(kept.products) == uses
+        assert all(x.shape[0] == 3 for x in kept.products)
+    else:
+        assert kept is None
+
+
+def test_defaults_are_settings_of_the_entry():
+    for name, entry in ALGORITHMS.items():
+        names = {spec.name for spec in dataclasses.fields(entry.settings)}
+        for table in (entry.images, entry.vectors, entry.fixed):
+            assert set(table) <= names, name
+        for images in (False, True):
+            settings = settings_of(name, {}, images=images)
+            assert isinstance(settings, Settings)
+            assert settings.n >= 1
+            for key, value in entry.fixed.items():
+                assert getattr(settings, key) == value
+        assert settings_of(name, {"discount": 0.5}, images=True).discount == 0.5
+
+
+def test_what_an_entry_cannot_run_is_refused():
+    for name, entry in ALGORITHMS.items():
+        settings = settings_of(name, {}, images=False)
+        for key, value in entry.fixed.items():
+            other = {"tau": 0.7, "prior": "counting" if value == "uniform" else "uniform"}[key]
+            with pytest.raises(SettingsError, match=f"does not go with --algorithm {name}"):
+                entry.check(name, dataclasses.replace(settings, **{key: other}), STEPS)
+        if entry.soft:
+            with pytest.raises(SettingsError, match="there is no soft policy"):
+                entry.check(name, dataclasses.replace(settings, tau=0.0), STEPS)
