@@ -71,7 +71,7 @@ class Policy:
         self.step = trained.step
         self._how = how
         self._state = jax.tree.map(lambda x: x[config.seeds.index(seed)], trained.state.agent)
-        self._act = jax.jit(_batched(acts[how], agent, self.observation, one_hot))
+        self._act: Any = jax.jit(_batched(acts[how], agent, self.observation, one_hot))
 
     def __repr__(self) -> str:
         """Says what was trained, how far, and how it acts."""
