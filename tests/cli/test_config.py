@@ -492,7 +492,7 @@ def test_help_explains_every_flag(command, columns, monkeypatch, capsys):
             assert re.search(rf"^  (-h, )?{re.escape(name)}[ ,\n]", text, re.MULTILINE), name
         if action.option_strings and action.default not in (None, False, argparse.SUPPRESS):
             value = action.default
-            shown = " ".join(value) if isinstance(value, list) else str(value)
+            shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             assert default_in(explained(text)[action.option_strings[0]]).split(" for ")[0] == shown
 
 

@@ -707,6 +707,10 @@ def test_a_video_shows_a_whole_game(tmp_path, capsys):
 def test_a_comparison(tmp_path, capsys, recompiled_never):
     out = tmp_path / "both"
     words = ["--game", "Catch-v0", "--steps", "512", "--seeds", "0", "1", "--out", str(out)]
+    with stop_in(2, signal.SIGINT):
+        assert compare.main(words) == 130
+    assert "The same jaxsoft compare continues" in capsys.readouterr().out
+    assert not (out / "a2c").exists()
     assert compare.main(words) == 0
     text = capsys.readouterr().out
     rows = printed_rows(text)
