@@ -48,7 +48,7 @@ def policy(network: Callable[..., Any], log_prior: Any = LOG_PRIOR) -> Array:
 
 
 def check(network: Callable[..., Any] = tied, **changes: Any) -> jaxsoft.Equivalence:
-    settings = {"n": 3, "log_prior": LOG_PRIOR} | changes
+    settings: dict[str, Any] = {"n": 3, "log_prior": LOG_PRIOR} | changes
     acting = changes.get("behaviour_log_pi", policy(network, settings["log_prior"]))
     actions = jaxsoft.sample_actions(jax.random.key(1), acting)
     return jax.jit(
