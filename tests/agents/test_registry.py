@@ -1,6 +1,7 @@
 """Every entry of the registry makes an agent of its defaults, and that learns."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxsoft.agents.networks import MLP, torso_for
 from jaxsoft.agents.on_policy import Acted
 from jaxsoft.agents.registry import ALGORITHMS, Problem, settings_of
 from jaxsoft.agents.settings import OnPolicy, Settings, SettingsError
+from tests.support.trees import structure
 
 A, STEPS = 4, 100_000
 VECTORS = Problem(jax.ShapeDtypeStruct((5,), np.float32), A, MLP((8,)), 1, STEPS)
@@ -98,7 +100,7 @@ def test_the_defaults_for_images_make_a_program(name):
             return agent.update(state, random_rollout(agent, state, IMAGES, *size), key)
 
         after, _ = jax.eval_shape(learn, state, jax.random.key(0))
-        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert structure(after) == structure(state)
         for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
@@ -133,6 +135,7 @@ def test_defaults_are_settings_of_the_entry():
         for images in (False, True):
             settings = settings_of(name, {}, images=images)
             assert isinstance(settings, Settings)
+            assert settings.n is not None
             assert settings.n >= 1
             for key, value in entry.fixed.items():
                 assert getattr(settings, key) == value
@@ -144,8 +147,9 @@ def test_what_an_entry_cannot_run_is_refused():
         settings = settings_of(name, {}, images=False)
         for key, value in entry.fixed.items():
             other = {"tau": 0.7, "prior": "counting" if value == "uniform" else "uniform"}[key]
+            changed: dict[str, Any] = {key: other}
             with pytest.raises(SettingsError, match=f"does not go with --algorithm {name}"):
-                entry.check(name, dataclasses.replace(settings, **{key: other}), STEPS)
+                entry.check(name, dataclasses.replace(settings, **changed), STEPS)
         if entry.soft:
             with pytest.raises(SettingsError, match="there is no soft policy"):
                 entry.check(name, dataclasses.replace(settings, tau=0.0), STEPS)
