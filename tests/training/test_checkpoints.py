@@ -20,6 +20,7 @@ import pytest
 
 from jaxsoft.training.checkpoints import Checkpoints, read_config
 from tests.support import checkpoint_writer
+from tests.support.trees import structure
 
 CONFIG = {"env": "Pong-v5", "rate": 2.5e-4, "net": {"width": 64, "sizes": [32, 32]}, "seed": None}
 
@@ -37,9 +38,13 @@ def ramp(step):
     return {"x": jnp.arange(5) + step}
 
 
+def bits(x):
+    return np.asarray(x).tobytes()
+
+
 def assert_same(restored, expected):
     """The same kinds, dtypes and bits."""
-    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    assert structure(restored) == structure(expected)
     for new, old in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
         if not hasattr(old, "dtype"):
             assert type(new) is type(old)
@@ -47,11 +52,11 @@ def assert_same(restored, expected):
             continue
         assert isinstance(new, type(old))
         assert (new.dtype, new.shape) == (old.dtype, old.shape)
-        data = jnp.asarray
         if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             assert jax.random.key_impl(new) == jax.random.key_impl(old)
-            data = jax.random.key_data
-        assert np.asarray(data(new)).tobytes() == np.asarray(data(old)).tobytes()
+            assert bits(jax.random.key_data(new)) == bits(jax.random.key_data(old))
+        else:
+            assert bits(new) == bits(old)
 
 
 DTYPES = "bool int4 int8 int16 int32 int64 uint8 uint16 uint32 uint64 float8_e4m3fn bfloat16 "
@@ -454,6 +459,7 @@ def kill(directory, moment):
         text=True,
     )
     with writer:
+        assert writer.stdout is not None
         first = writer.stdout.readline()
         time.sleep(moment)
         writer.kill()
