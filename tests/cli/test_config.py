@@ -484,7 +484,7 @@ def explained(text):
 
 
 def default_in(said):
-    found = re.search(r"\(default:? ([^)]*)\)", said)
+    found = re.search(r"\(default ([^)]*)\)", said)
     return found and found[1]
 
 
@@ -500,7 +500,7 @@ def test_help_explains_every_flag(command, columns, monkeypatch, capsys):
         if action.option_strings and action.default not in (None, False, argparse.SUPPRESS):
             value = action.default
             shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            assert default_in(explained(text)[action.option_strings[0]]).split(" for ")[0] == shown
+            assert default_in(explained(text)[action.option_strings[0]]) == shown
 
 
 def test_help_of_the_command_names_its_commands(capsys):
