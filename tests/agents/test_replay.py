@@ -258,7 +258,7 @@ def test_seeds_side_by_side_get_what_they_get_alone(stack):
 
 
 def _updates(ring, rollout):
-    """What a training program does: adds and samples in turns, the ring in a scan's carry."""
+    """What a training program does: adds and samples alternately, the ring in a scan's carry."""
 
     def update(ring, key):
         ring = replay.add(ring, rollout)

@@ -103,7 +103,7 @@ def test_trees_come_back(tmp_path):
     np.testing.assert_array_equal(
         jax.random.normal(restored.extra[3], (3,)), jax.random.normal(state.extra[3], (3,))
     )
-    # A number that adapts to other dtypes goes on doing so.
+    # A number that adapts to other dtypes keeps doing so.
     assert (jnp.ones(2, jnp.bfloat16) * restored.extra[-2]).dtype == jnp.bfloat16
 
 
@@ -374,7 +374,7 @@ def save_and(report, checkpoints, step, state):
     report()
 
 
-def full_then_mended(directory, fill, mend, number):
+def full_then_freed(directory, fill, free, number):
     """A save fails in the background, is reported once, harms nothing, and the next succeeds."""
     with open_(directory, keep=2) as checkpoints:
         checkpoints.save(1, random_bytes(2, 1))
@@ -389,7 +389,7 @@ def full_then_mended(directory, fill, mend, number):
                 assert checkpoints.latest() == 1
                 assert [path.name for path in directory.glob("*[0-9]")] == ["1"]
         finally:
-            mend()
+            free()
         assert_same(checkpoints.restore(random_bytes(2, 0)), (1, random_bytes(2, 1)))
         checkpoints.save(2, random_bytes(2, 2))
         checkpoints.wait()
@@ -399,7 +399,7 @@ def full_then_mended(directory, fill, mend, number):
 
 def test_too_large_a_file(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    full_then_mended(
+    full_then_freed(
         tmp_path,
         lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1])),
         lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
@@ -413,7 +413,7 @@ def test_a_full_disk(disk, room):
         free = os.statvfs(disk)
         (disk / "filler").write_bytes(b"\0" * (free.f_bavail * free.f_bsize - room))
 
-    full_then_mended(disk, fill, (disk / "filler").unlink, errno.ENOSPC)
+    full_then_freed(disk, fill, (disk / "filler").unlink, errno.ENOSPC)
 
 
 def test_a_disk_that_cannot_be_written_to(disk):
