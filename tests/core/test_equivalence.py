@@ -199,3 +199,17 @@ def test_float32_is_judged_by_its_own_rounding() -> None:
     assert report.expected_difference < 1e-5
     assert not report.broken()
     assert "All preconditions hold" in str(report)
+
+
+def test_a_network_gives_q_or_a_value_and_a_policy() -> None:
+    observations = jnp.zeros((3, 2))
+    with pytest.raises(ValueError, match=r"q, or \(v, log_pi\), got 3 arrays"):
+        jaxsoft.check_equivalence(
+            lambda params, seen: (seen @ params, seen @ params, seen @ params),
+            jnp.ones((2, 4)),
+            observations,
+            jnp.zeros((2,), int),
+            r_t=jnp.zeros((2,)),
+            discount_t=0.9,
+            tau=0.5,
+        )
