@@ -203,9 +203,10 @@ def test_float32_is_judged_by_its_own_rounding() -> None:
 
 def test_a_network_gives_q_or_a_value_and_a_policy() -> None:
     observations = jnp.zeros((3, 2))
+    network: Any = lambda params, seen: (seen @ params, seen @ params, seen @ params)  # noqa: E731
     with pytest.raises(ValueError, match=r"q, or \(v, log_pi\), got 3 arrays"):
         jaxsoft.check_equivalence(
-            lambda params, seen: (seen @ params, seen @ params, seen @ params),
+            network,
             jnp.ones((2, 4)),
             observations,
             jnp.zeros((2,), int),
