@@ -27,14 +27,16 @@ _BLOCK = 2**23
 
 
 def kept(network: Callable[..., Any], params: Any, data: Any) -> tuple[Any, list[Array]]:
-    """`network(params, data)`, and the products in it that depend on the data.
+    """`network(params, data)`, and the products [N, ...] in it that depend on the data [N, ...].
 
-    Products inside loops, conditions and functions with derivatives of their own are not kept.
+    Products inside loops, conditions and functions with derivatives of their own are not kept, nor
+    those whose leading axis is another: whoever joins batches joins their products along it.
     """
-    products: list[Array] = []
+    batched, products = iter(_batched(network, params, data)), []
 
     def keep(product: Array) -> Array:
-        products.append(product)
+        if next(batched):
+            products.append(product)
         return product
 
     return _evaluate(network, params, data, keep), products
@@ -45,8 +47,12 @@ def recalled(network: Callable[..., Any], params: Any, data: Any, products: Sequ
 
     Their values are taken for granted; derivatives go through them as if they had been computed.
     """
-    values = iter(products)
-    return _evaluate(network, params, data, lambda product: _valued(product, next(values)))
+    batched, values = iter(_batched(network, params, data)), iter(products)
+
+    def recall(product: Array) -> Array:
+        return _valued(product, next(values)) if next(batched) else product
+
+    return _evaluate(network, params, data, recall)
 
 
 def pullback(
@@ -88,6 +94,29 @@ def pullback(
         return (jax.lax.scan(add, zeros, blocks((data, products, cotangents)))[0],)
 
     return outputs(params, data, products), pull
+
+
+def _batched(network: Callable[..., Any], params: Any, data: Any) -> list[bool]:
+    """Of each product, whether its leading axis is the data's: it alone grows with the batch."""
+
+    def shapes(more: int) -> list[tuple[int, ...]]:
+        found: list[tuple[int, ...]] = []
+
+        def note(product: Array) -> Array:
+            found.append(product.shape)
+            return product
+
+        grown = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((x.shape[0] + more, *x.shape[1:]), x.dtype), data
+        )
+        jax.eval_shape(lambda p, x: _evaluate(network, p, x, note), params, grown)
+        return found
+
+    size = jax.tree.leaves(data)[0].shape[0]
+    return [
+        here == (size, *here[1:]) and there == (size + 1, *here[1:])
+        for here, there in zip(shapes(0), shapes(1), strict=True)
+    ]
 
 
 @jax.custom_jvp

@@ -1,5 +1,7 @@
 """Forward passes made once: what is kept, and that with it everything is as without."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import optax
 import pytest
 
 from jaxsoft.agents import _reuse, on_policy
+from jaxsoft.agents.base import Rollout
 from jaxsoft.agents.networks import MLP, ActorCritic, NatureCNN
-from jaxsoft.agents.on_policy import Objective
-from jaxsoft.environments import EnvPool
-from jaxsoft.training.collect import Rollout
-from jaxsoft.training.loop import GraphLoop, initial
+from jaxsoft.agents.on_policy import Objective, direction_of
+from jaxsoft.environments import EnvPool, HostEnvPool
+from jaxsoft.training.graph import GraphLoop
+from jaxsoft.training.host import HostLoop
+from jaxsoft.training.loop import initial
 from tests.support.bridge import assert_trees_close
 
 T, N, A, WIDE = 6, 3, 4, 128
@@ -94,124 +98,213 @@ def test_nothing_dear_nothing_kept():
     assert _reuse.kept(network.apply, network.init(jax.random.key(0), x), x)[1] == []
 
 
-# ---- In learners ---------------------------------------------------------------------------------
+def sideways(params, x):
+    """Its first product has the batch last."""
+    a, b, _ = params
+    h = jnp.tanh(a.T @ x.T)
+    return jnp.tanh(h.T @ b), h[0]
 
 
-def image_learner(algorithm, dtype=jnp.float64):
+@pytest.mark.parametrize("features", [N, N + 1, WIDE])
+def test_a_product_along_another_axis_is_not_kept(features):
+    """Be there as many features as the batch is large, too."""
+    params = normal(5, WIDE, features), normal(6, features, 2), normal(7, WIDE, WIDE)
+    data = normal(8, T, N, WIDE)
+    out, products = _reuse.kept(sideways, params, data[0])
+    assert_trees_close(out, sideways(params, data[0]))
+    expected = [jnp.tanh(data[0] @ params[0]) @ params[1]] if features == WIDE else []
+    assert_trees_close(products, expected)
+    _, products = kept_at_each_time(sideways, params, data)
+    out, pull = _reuse.pullback(sideways, params, data, products)
+    expected, transpose = jax.vjp(lambda p: jax.vmap(lambda x: sideways(p, x))(data), params)
+    assert_trees_close(out, expected)
+    cotangents = jax.tree.map(jnp.cos, expected)
+    assert_trees_close(pull(cotangents), transpose(cotangents))
+
+
+# ---- In agents -----------------------------------------------------------------------------------
+
+
+def image_agent(step_loss, dtype=jnp.float64, **options):
     network = ActorCritic(NatureCNN(dtype, native=False), A, 3)
 
     def start(key):
         params = network.init(key, jnp.zeros((1, 2, 36, 40), jnp.uint8))
         return jax.tree.map(lambda x: x.astype(jnp.promote_types(dtype, jnp.float32)), params)
 
-    return on_policy.learner(
+    return on_policy.agent(
         network.apply,
         start,
-        algorithm,
+        step_loss,
+        head=on_policy.actor_critic_head,
         optimiser=optax.sgd(1.0),
         objective=Objective(0.3, 0.9, 3, 0.7),
+        **{"differentiates_target": False} | options,
     )
 
 
 def image_rollout(seed=0):
     rng = np.random.default_rng(seed)
+    terminated, truncated = rng.random((T, N)) < 0.2, rng.random((T, N)) < 0.1
     return Rollout(
         observation=jnp.asarray(rng.integers(0, 256, (T + 1, N, 2, 36, 40), np.uint8)),
         action=jnp.asarray(rng.integers(A, size=(T, N))),
         reward=jnp.asarray(rng.normal(size=(T, N))),
-        terminated=jnp.asarray(rng.random((T, N)) < 0.2),
-        truncated=jnp.asarray(rng.random((T, N)) < 0.1),
+        discount=jnp.asarray(1.0 - terminated),
+        cut=jnp.asarray(terminated | truncated),
         weight=jnp.asarray(rng.integers(0, 2, (T, N)), float),
-        reset=jnp.zeros((T + 1, N), bool),
+        first=jnp.zeros((T + 1, N), bool),
     )
 
 
-def acted(learner, state, rollout):
-    """The rollout with what acting in it keeps."""
+def acted(agent, state, rollout):
+    """The rollout with what acting in it leaves."""
 
     def act(_, now):
-        observation, keys = now
-        return None, learner.act_and_keep(state, observation, keys)
+        return None, agent.act(state, None, *now)[::2]
 
-    keys = jax.vmap(lambda key: jax.random.split(key, N))(jax.random.split(jax.random.key(1), T))
-    action, kept = jax.lax.scan(act, None, (rollout.observation[:-1], keys))[1]
-    without = jax.vmap(learner.act, (None, 0, 0))(state, rollout.observation[:-1], keys)
-    np.testing.assert_array_equal(action, without)
-    return rollout._replace(kept=kept)
+    keys = jax.random.split(jax.random.key(1), (T, N))
+    _, extras = jax.lax.scan(act, None, (rollout.observation[:-1], keys))[1]
+    return rollout._replace(extras=extras)
 
 
-@pytest.mark.parametrize("name", ["a2c", "soft_q", "a2c_naive", "pgq", "nstep_soft_q"])
+LOSSES = ("a2c", "soft_q", "a2c_naive", "pgq", "nstep_soft_q")
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_an_update_is_the_same_with_what_was_kept(name):
-    learner, rollout = image_learner(on_policy.ALGORITHMS[name]), image_rollout()
-    state = jax.jit(learner.init)(jax.random.key(0))
-    kept = acted(learner, state, rollout)
-    assert len(kept.kept) == 5  # not the dense layer: 64 features, once
-    update = jax.jit(learner.update)
+    agent, rollout = image_agent(getattr(on_policy, name)), image_rollout()
+    state = jax.jit(agent.init)(jax.random.key(0))
+    kept = acted(agent, state, rollout)
+    assert len(kept.extras.products) == 5  # not the dense layer: 64 features, once
+    update = jax.jit(agent.update)
     key = jax.random.key(2)
     assert_trees_close(update(state, kept, key), update(state, rollout, key))
+    none = rollout._replace(extras=kept.extras._replace(products=[]))
+    assert_trees_close(update(state, none, key), update(state, rollout, key))
+
+
+def test_products_are_taken_as_given():
+    """Whatever they are: what is learned follows from them, and so they are used."""
+    agent, rollout = image_agent(on_policy.a2c), image_rollout()
+    state = jax.jit(agent.init)(jax.random.key(0))
+    kept = acted(agent, state, rollout)
+    *others, last = kept.extras.products
+    spoilt = kept._replace(extras=kept.extras._replace(products=[*others, 100 * last]))
+    update = jax.jit(agent.update)
+    params = [update(state, x, jax.random.key(2))[0].params for x in (kept, spoilt)]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), *params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
 
 
 def test_half_precision():
-    learner, rollout = image_learner(on_policy.a2c, jnp.bfloat16), image_rollout()
-    state = jax.jit(learner.init)(jax.random.key(0))
-    kept = acted(learner, state, rollout)
-    assert {x.dtype for x in kept.kept[:4]} == {jnp.dtype(jnp.bfloat16)}
-    update = jax.jit(learner.update)
+    agent, rollout = image_agent(on_policy.a2c, jnp.bfloat16), image_rollout()
+    state = jax.jit(agent.init)(jax.random.key(0))
+    kept = acted(agent, state, rollout)
+    assert {x.dtype for x in kept.extras.products[:4]} == {jnp.dtype(jnp.bfloat16)}
+    update = jax.jit(agent.update)
     (one, m), (other, n) = (update(state, x, jax.random.key(2)) for x in (kept, rollout))
-    assert abs(m["gradient_norm"] / n["gradient_norm"] - 1) < 0.05
+    assert abs(m.sums["gradient_norm"] / n.sums["gradient_norm"] - 1) < 0.05
     gradients = (jax.tree.map(jnp.subtract, x.params, state.params) for x in (one, other))
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in gradients)
     assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b)
 
 
 def test_the_forward_products_are_not_computed_again():
-    learner, rollout = image_learner(on_policy.a2c, jnp.float32), image_rollout()
+    agent, rollout = image_agent(on_policy.a2c, jnp.float32), image_rollout()
     rollout = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, rollout)
-    state = jax.jit(learner.init)(jax.random.key(0))
+    state = jax.jit(agent.init)(jax.random.key(0))
 
     def convolutions(rollout):
-        program = jax.jit(learner.update).lower(state, rollout, jax.random.key(0)).compile()
-        return program.as_text().count(" convolution(")
+        program = jax.jit(agent.update).lower(state, rollout, jax.random.key(0)).compile()
+        text = program.as_text()
+        assert text is not None
+        return text.count(" convolution(")
 
     # Forward 3 and backward 5, of which the first kernel's is one; 3 for the last state.
     assert convolutions(rollout) == 3 + 3 + 5
-    assert convolutions(acted(learner, state, rollout)) == 3 + 5
+    assert convolutions(acted(agent, state, rollout)) == 3 + 5
 
 
-@pytest.mark.parametrize("name", ["pcl", "natural_pg", "own"])
-def test_who_cannot_use_it_keeps_nothing(name):
+def test_who_cannot_use_it_keeps_nothing():
+    """Of a loss of one's own nothing is known; it may differentiate what it bootstraps from."""
+
     def own(at, rollout, objective):
         return at.v[1:] + on_policy.a2c(at, rollout, objective)
 
-    if name == "natural_pg":
-        learner = on_policy.learner(
-            lambda p, x: p,
-            lambda key: 0.0,
-            gradient=on_policy.natural_pg(),
-            optimiser=optax.sgd(1.0),
-            objective=Objective(),
-        )
-    else:
-        learner = image_learner(own if name == "own" else on_policy.pcl)
-    assert learner.act_and_keep is None
+    agent, rollout = image_agent(own, differentiates_target=True), image_rollout()
+    state = jax.jit(agent.init)(jax.random.key(0))
+    kept = acted(agent, state, rollout)
+    assert kept.extras.products == []
+    assert kept.extras.log_mu.shape == (T, N)
+    # Nor does it use what another has kept.
+    other = acted(image_agent(on_policy.a2c), state, rollout)
+    update = jax.jit(agent.update)
+    key = jax.random.key(2)
+    assert_trees_close(update(state, other, key), update(state, rollout, key), 1e-12)
 
 
-@pytest.mark.parametrize("seeds", [(3,), (3, 5)])
-def test_training_is_the_same_as_without(seeds):
-    def trained(keep):
-        pool = EnvPool("CartPole-v1", num_envs=4, seeds=seeds)
-        network = ActorCritic(MLP((WIDE, WIDE)), pool.num_actions, 1)
-        learner = on_policy.learner(
-            network.apply,
-            lambda key: network.init(key, jnp.zeros((1, 4))),
-            on_policy.soft_q,
+def dense(params, observation):
+    """(v, log π) of CartPole through a product whose batch axis is last, and two others."""
+    a, b, c, d = params
+    lead = observation.shape[:-1]
+    h = jnp.tanh(observation.reshape(-1, 4) @ a)
+    h = jnp.tanh((b @ h.T).T)
+    out = jnp.tanh(h @ c) @ d
+    return out[:, 0].reshape(lead), jax.nn.log_softmax(out[:, 1:]).reshape(*lead, 2)
+
+
+def init_dense(key):
+    shapes = (4, WIDE), (WIDE, WIDE), (WIDE, WIDE), (WIDE, 3)
+    keys = jax.random.split(key, len(shapes))
+    return [
+        jax.random.normal(k, shape, jnp.float32) / shape[0] ** 0.5
+        for k, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+def perceptron():
+    network = ActorCritic(MLP((WIDE, WIDE)), 2, 1)
+    return network.apply, lambda key: network.init(key, jnp.zeros((1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("network", "products", "seeds", "parts"),
+    [
+        (perceptron(), 3, (3,), None),
+        (perceptron(), 3, (3, 5), None),
+        # From the host, the products of two pools are joined.
+        ((dense, init_dense), 2, (3, 5), [(0, 1), (1, 4)]),
+    ],
+    ids=["one seed", "two seeds", "batch axis last"],
+)
+def test_training_is_the_same_as_without(network, products, seeds, parts):
+    network_fn, init_params = network
+
+    def agent(keep):
+        direction = direction_of(on_policy.soft_q, differentiates_target=False)
+        return on_policy.agent_along(
+            network_fn,
+            init_params,
+            direction._replace(recalls=keep),
+            head=on_policy.actor_critic_head,
             optimiser=optax.sgd(0.1),
             objective=Objective(0.1, n=5),
         )
-        if not keep:
-            learner = learner._replace(act_and_keep=None)
-        loop = GraphLoop(pool, learner, length=5)
-        state, _, report = loop.run(initial(learner, seeds), loop.start(), 8)
-        return jax.tree.map(np.asarray, (state.learner.params, report))
 
+    def trained(keep):
+        shared: dict[str, Any] = {"num_envs": 4, "seeds": seeds}
+        loop: GraphLoop | HostLoop
+        if parts and keep:
+            pools = [HostEnvPool("CartPole-v1", part=part, **shared) for part in parts]
+            loop = HostLoop(pools, agent(keep), length=5)
+        else:
+            loop = GraphLoop(EnvPool("CartPole-v1", **shared), agent(keep), length=5)
+        state, _, report = loop.run(initial(loop.agent, seeds), loop.start(), 8)
+        return jax.tree.map(np.asarray, (state.agent.params, report))
+
+    state = agent(True).init(jax.random.key(0))
+    seen, keys = jnp.zeros((3, 4), jnp.float32), jax.random.split(jax.random.key(0), 3)
+    assert len(agent(True).act(state, None, seen, keys)[2].products) == products
+    assert agent(False).act(state, None, seen, keys)[2].products == []
     assert_trees_close(trained(True), trained(False), tolerance=2e-4)

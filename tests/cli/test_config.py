@@ -1,8 +1,10 @@
 """The command line says what it does, and refuses what it cannot do by what to do instead."""
 
 import argparse
+import importlib
 import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -311,7 +313,12 @@ def test_what_cannot_be_carried_out_is_refused(given, message, tmp_path):
 def test_runtime_of_a_command_line(tmp_path):
     _, runtime = parsed(tmp_path)
     assert runtime == Runtime(**RUNTIME | {"out": tmp_path})
-    given: dict = {"env_threads": 0, "report_every": 1, "checkpoint_seconds": 0.0, "keep": 1}
+    given: dict[str, Any] = {
+        "env_threads": 0,
+        "report_every": 1,
+        "checkpoint_seconds": 0.0,
+        "keep": 1,
+    }
     given |= {"save_replay": True, "on_nan": "skip", "driver": "host", "resume": True}
     assert parsed(tmp_path, **given)[1] == Runtime(**RUNTIME | {"out": tmp_path} | given)
 
@@ -511,7 +518,7 @@ def test_a_command_whose_packages_are_missing_says_what_to_install(monkeypatch, 
     def missing(name):
         raise ModuleNotFoundError(f"No module named 'flax' of {name}", name="flax")
 
-    monkeypatch.setattr("importlib.import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     assert main.main(["evaluate", "run"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert re.match(r"error: jaxsoft evaluate needs flax, .* pip install 'jaxsoft\[train\]'", line)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import envpool
 import jax
@@ -88,8 +89,8 @@ def probabilities(run, one):
         network = assembly.network(whole.config)
         return np.exp(network.apply(state.params, one[None])[1][0])
     assert whole.agent.greedy is not None
-    keys = jax.random.split(jax.random.key(0), 1)
-    best, _, _ = whole.agent.greedy(state, None, jnp.asarray(one[None]), keys)
+    key = jax.random.split(jax.random.key(0), 1)
+    best, _, _ = whole.agent.greedy(state, None, jnp.asarray(one[None]), key)
     return 0.4 / 3 + 0.6 * np.eye(3)[best[0]]
 
 
@@ -124,8 +125,9 @@ def test_what_it_says_of_itself(run):
     policy = jaxsoft.load_policy(str(run))
     assert policy.step == 8
     assert policy.config == to_json(evaluate.load(run).config)
-    assert policy.observation[:2] == ((10, 5), np.dtype(np.float32))
-    assert policy.action[:3] == ((), np.dtype(np.int32), 3)
+    assert (policy.observation.shape, policy.observation.dtype) == ((10, 5), np.dtype(np.float32))
+    assert (policy.action.shape, policy.action.dtype) == ((), np.dtype(np.int32))
+    assert policy.action.categories == 3
     assert repr(policy) == f"Policy(Catch-v0, {run.name}, step 8, sampled)"
 
 
@@ -134,7 +136,8 @@ def test_it_is_compiled_once_for_each_shape(run, observations):
     for number in range(3):
         policy(observations[0], jax.random.key(number))
         policy(observations[1], jax.random.key(number))
-    assert policy._act._cache_size() == 1
+    compiled: Any = policy._act
+    assert compiled._cache_size() == 1
 
 
 def test_a_checkpoint_before_the_last(tmp_path, observations):
@@ -164,7 +167,7 @@ def test_images_are_uint8_stacks():
     config = complete({"game": "Pong-v5", "algorithm": "a2c", "steps": 100})
     agent = assembly.agent(config)
     policy = Policy(evaluate.Trained(config, agent, initial(agent, config.seeds), 0))
-    assert policy.observation[:2] == ((4, 84, 84), np.dtype(np.uint8))
+    assert (policy.observation.shape, policy.observation.dtype) == ((4, 84, 84), np.dtype(np.uint8))
     image = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 84), np.uint8)
     assert policy(image, jax.random.key(0)).shape == (2,)
     with pytest.raises(TypeError, match=r"dtype float32; expected uint8, as Pong-v5 gives them"):

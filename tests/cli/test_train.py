@@ -13,13 +13,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import envpool
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
+from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from tensorboardX.proto.event_pb2 import SessionLog
 
 import jaxsoft
@@ -33,6 +35,7 @@ from jaxsoft.training.logs import read_csv
 from jaxsoft.training.loop import initial
 from jaxsoft.training.provenance import Sessions
 from tests.support.tensorboard import events, scalars
+from tests.support.trees import structure
 
 SEEDS = (0, 3)
 UPDATE = 8  # steps
@@ -100,8 +103,9 @@ def copied(state):
 
 def assert_same(state, other):
     """Bit for bit."""
-
-    def check(x, y):
+    state, other = copied(state), copied(other)
+    assert structure(state) == structure(other)
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
 
     jax.tree.map(check, copied(state), copied(other))
@@ -281,7 +285,7 @@ def test_the_commit(tmp_path, monkeypatch):
 
 def in_tensorboard(out):
     """(step, tag) -> value, as TensorBoard shows it of runs that were resumed."""
-    shown: dict = {}
+    shown: dict[tuple[int, str], float] = {}
     for event in events(out / "tensorboard"):
         if event.session_log.status == SessionLog.START:
             shown = {key: x for key, x in shown.items() if key[0] < event.step}
@@ -318,7 +322,7 @@ def test_a_stopped_run_has_learned_what_another_has_by_then(finished, stopped, c
 
 
 def test_a_resumed_run_begins_with_what_was_saved(again, capsys):
-    states: dict = {}
+    states: dict[int, Any] = {}
 
     def keep(number, state):
         states.setdefault(number, copied(state))
@@ -429,7 +433,7 @@ def test_a_replay_is_taken_up_or_filled_again(tmp_path, recompiled_never, capsys
     held = saved(out, 32, replay=True)[0]
     assert (held.agent.replay.filled == 16).all()  # rows, of 2 environments
 
-    states: dict = {}
+    states: dict[int, Any] = {}
 
     def keep(number, state):
         states.setdefault(number, copied(state))
@@ -551,7 +555,7 @@ def test_a_disk_that_cannot_be_written_to(disk, stopped, capsys):
 
 
 def test_a_second_signal_leaves_at_once(monkeypatch):
-    left: list = []
+    left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with train._Signals() as signals:
@@ -689,18 +693,19 @@ def test_a_video_shows_a_whole_game(tmp_path, capsys):
     assert run(tmp_path / "run", *words.split(), "--hidden", "4", "--video", str(video)) == 0
     found = re.search(r"game\.gif: a game of (\d+) steps, return (\d+)", capsys.readouterr().out)
     assert found is not None
-    steps, total = map(int, found.groups())
-    assert steps == total >= 8
+    steps, score = map(int, found.groups())
+    assert steps == score >= 8
     with Image.open(video) as image:
+        assert isinstance(image, GifImageFile)
         assert image.size == (1200, 800)
         # Milliseconds; frames that are the same are one.
         durations = [frame.info["duration"] / 60 for frame in ImageSequence.Iterator(image)]
     assert len(durations) > 3 * steps / 4
     assert sum(durations) == pytest.approx(steps, abs=steps / 10)
     # A game's return is its length here; what is played after its end does not count.
-    score, length = evaluate.play(evaluate.load(tmp_path / "run"), 10)
-    np.testing.assert_array_equal(score, length)
-    assert len(np.unique(length)) > 3
+    scores, lengths = evaluate.play(evaluate.load(tmp_path / "run"), 10)
+    np.testing.assert_array_equal(scores, lengths)
+    assert len(np.unique(lengths)) > 3
 
 
 @pytest.mark.slow
@@ -722,9 +727,11 @@ def test_a_comparison(tmp_path, capsys, recompiled_never):
         assert row[2] == f"{means.mean():.2f} ± {means.std(ddof=1):.2f}"
         data = read_csv(out / name / "metrics.csv")
         assert steps_of(out / name, (0, 1))[-1] == 512
-        counted = (data["step"] > 0.9 * 512) & (data["episodes"] > 0)
-        late = [counted & (data["seed"] == seed) for seed in (0, 1)]
-        reached = [np.average(data["episode_return"][x], weights=data["episodes"][x]) for x in late]
+        late = data["step"] > 0.9 * 512
+        parts = [late & (data["seed"] == seed) & (data["episodes"] > 0) for seed in (0, 1)]
+        reached = [
+            np.average(data["episode_return"][x], weights=data["episodes"][x]) for x in parts
+        ]
         assert row[1] == f"{np.mean(reached):.2f} ± {np.std(reached, ddof=1):.2f}"
         assert float(row[3].replace(",", "")) > 0
     assert "All preconditions hold" in text
