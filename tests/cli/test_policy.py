@@ -170,20 +170,25 @@ def test_images_are_uint8_stacks():
     assert (policy.observation.shape, policy.observation.dtype) == ((4, 84, 84), np.dtype(np.uint8))
     image = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 84), np.uint8)
     assert policy(image, jax.random.key(0)).shape == (2,)
-    with pytest.raises(TypeError, match=r"dtype float32; expected uint8, as Pong-v5 gives them"):
+    with pytest.raises(TypeError, match=r"dtype uint8, as Pong-v5 gives them, got dtype float32"):
         policy(image.astype(np.float32), jax.random.key(0))
 
 
 @pytest.mark.parametrize(
     ("seen", "key", "error", "message"),
     [
-        (np.zeros((10, 4)), 0, ValueError, r"shape \[10, 4\]; expected one of \[10, 5\], as Catch"),
-        (np.zeros(5), 0, ValueError, r"shape \[5\]; expected one of \[10, 5\]"),
-        (np.zeros((10, 5), int), 0, TypeError, "dtype int64; expected float32, as Catch-v0"),
-        (np.zeros((10, 5)), None, TypeError, r"`key` = None; .* Pass jax\.random\.key\(seed\)"),
-        (np.zeros((10, 5)), 7, TypeError, "`key` = 7; expected one JAX key"),
-        (np.zeros((10, 5)), "raw", TypeError, r"`key` = \[0 0\]; expected one JAX key"),
-        (np.zeros((10, 5)), "two", ValueError, r"keys of shape \[2\]; expected one key"),
+        (np.zeros((10, 4)), 0, ValueError, r"shape \[10, 5\], as Catch.*, got shape \[10, 4\]\."),
+        (np.zeros(5), 0, ValueError, r"shape \[10, 5\], .*, got shape \[5\]\."),
+        (
+            np.zeros((10, 5), int),
+            0,
+            TypeError,
+            "dtype float32, as Catch-v0 gives them, got dtype int64",
+        ),
+        (np.zeros((10, 5)), None, TypeError, r"got `key` = None\. Pass jax\.random\.key\(seed\)"),
+        (np.zeros((10, 5)), 7, TypeError, "expected one JAX key, got `key` = 7"),
+        (np.zeros((10, 5)), "raw", TypeError, r"expected one JAX key, got `key` = \[0 0\]"),
+        (np.zeros((10, 5)), "two", ValueError, r"expected one key, got keys of shape \[2\]"),
     ],
 )
 def test_what_it_cannot_act_on_is_refused(seen, key, error, message, run):
@@ -199,8 +204,8 @@ def test_what_it_cannot_act_on_is_refused(seen, key, error, message, run):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"how": "best"}, r"`how` = 'best'; expected one of \['sampled', 'greedy'\]"),
-        ({"seed": 1}, r"`seed` = 1; expected one of the run's seeds \[0, 3\]"),
+        ({"how": "best"}, r"one of \['sampled', 'greedy'\], got `how` = 'best'"),
+        ({"seed": 1}, r"one of the run's seeds \[0, 3\], got `seed` = 1"),
     ],
 )
 def test_what_there_is_no_policy_of_is_refused(given, message, run):
@@ -214,7 +219,7 @@ def test_an_agent_that_remembers_or_has_no_best_action_is_refused(run):
     with pytest.raises(ValueError, match="whose agent remembers its games"):
         Policy(whole._replace(agent=recurrent))
     drawn = whole._replace(agent=whole.agent._replace(greedy=None))
-    with pytest.raises(ValueError, match=r"'greedy'; expected one of \['sampled'\]"):
+    with pytest.raises(ValueError, match=r"one of \['sampled'\], got `how` = 'greedy'"):
         Policy(drawn, how="greedy")
 
 
