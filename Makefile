@@ -77,7 +77,7 @@ wheel: ## Build the wheel into dist/
 	@$(SETUP) dev
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
-constraints: ## Pin the newest versions anew, for every supported Python
+constraints: ## Pin the newest versions again, for every supported Python
 	@$(SETUP) dev
 	$(BIN)/python -m pip install --upgrade uv
 	@echo "# Pinned versions for every extra on Python 3.11 to 3.13; made by 'make constraints'." > $(VENV)/constraints.txt

@@ -20,6 +20,8 @@ import numpy as np
 from benchmarks import harness, natural
 from benchmarks.training import Size, config
 from jaxsoft.cli import assembly
+from jaxsoft.cli.config import Config
+from jaxsoft.training.graph import GraphLoop
 from jaxsoft.training.launch import keep_pages
 from jaxsoft.training.loop import initial
 
@@ -45,8 +47,14 @@ def row(what: str, must: int, peak: int) -> Row:
     return {"what": what, "must_bytes": must, "peak_bytes": peak, "ratio": peak / must}
 
 
+def graph_loop(config: Config) -> GraphLoop:
+    loop = assembly.loop(config, driver="graph")
+    assert isinstance(loop, GraphLoop)
+    return loop
+
+
 def training(size: Size) -> list[Row]:
-    loop = assembly.loop(config(size), driver="graph")
+    loop = graph_loop(config(size))
     state, actors = jax.eval_shape(lambda: initial(loop.agent, (0,))), loop.start()
     name = f"{size.algorithm}, {size.num_envs} x {size.length}"
     # A frame for each step, and those below the first in its stack; action, reward and ends.
@@ -62,7 +70,7 @@ def training(size: Size) -> list[Row]:
 
 def replay(transitions: int) -> list[Row]:
     size = Size("Pong-v5", "dqn", 8, 4, 1)
-    loop = assembly.loop(config(size, capacity=transitions), driver="graph")
+    loop = graph_loop(config(size, capacity=transitions))
     state = jax.eval_shape(lambda: initial(loop.agent, (0,)))
     must = transitions * FRAME
     update = loop._run.lower(state, loop.start(), 1).compile()

@@ -171,7 +171,7 @@ def peers(rows: list[Row]) -> str:
     body = []
     for row in rows:
         if row["part"] == "peers":
-            quicker = row["times_as_fast"]
+            faster = row["times_as_fast"]
             body.append(
                 [
                     f"{row['game']}, {row['environments']} × {row['rollout_length']}",
@@ -179,7 +179,7 @@ def peers(rows: list[Row]) -> str:
                         f"{x['median']:,.0f} ({x['low']:,.0f} – {x['high']:,.0f})"
                         for x in row["steps_per_second"].values()
                     ),
-                    f"{quicker['median']:.2f} ({quicker['low']:.2f} – {quicker['high']:.2f})",
+                    f"{faster['median']:.2f} ({faster['low']:.2f} – {faster['high']:.2f})",
                 ]
             )
     return markdown(["A2C", "jaxsoft", "stable-baselines3", "times as fast"], body)

@@ -176,13 +176,18 @@ def check_equivalence(
 
     def heads(p: Params) -> _Heads:
         prior = log_prior(p) if callable(log_prior) else log_prior
-        out = network_fn(p, observations)
-        if isinstance(out, tuple):
-            v, log_pi = out
-            q = boltzmann.q_from_policy(v, log_pi, tau, prior)
-        else:
-            q = _checks.floating(name, "network_fn(params, observations)", out)
-            v, log_pi = boltzmann.soft_value(q, tau, prior), boltzmann.log_policy(q, tau, prior)
+        match jax.tree.leaves(network_fn(p, observations)):
+            case [q]:
+                v, log_pi = boltzmann.soft_value(q, tau, prior), boltzmann.log_policy(q, tau, prior)
+            case [v, log_pi]:
+                q = boltzmann.q_from_policy(v, log_pi, tau, prior)
+            case arrays:
+                raise _checks.fail(
+                    name,
+                    f"{len(arrays)} arrays from network_fn(params, observations)",
+                    "q, or (v, log_pi)",
+                    "Wrap the network: lambda params, observations: (v, log_pi).",
+                )
         _checks.states(name, "network_fn(params, observations)", log_pi, "a_tm1", a_tm1)
         prior = boltzmann.log_prior_of(prior, log_pi.shape[-1])
         prior = jnp.broadcast_to(prior, log_pi.shape)

@@ -128,7 +128,7 @@ def test_the_import_brings_the_core_alone() -> None:
 
 
 def test_public_names() -> None:
-    exported = set()
+    exported: set[str] = set()
     modules = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in CORE}
     for module in sorted(modules):
         if not module.startswith("_"):

@@ -81,7 +81,7 @@ def n_step_targets(
 
     def after_nothing(x: Array) -> Array:
         """With a state before them, which cancels."""
-        return jnp.concatenate([jnp.zeros_like(x[:1]), x])
+        return jnp.concatenate([jnp.zeros_like(v[:1]), x])
 
     return returns.n_step_soft_q_targets(
         after_nothing(v),

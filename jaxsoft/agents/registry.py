@@ -275,6 +275,15 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         differentiates_target=True,
         vectors={"tau": 0.05},
     ),
+    "unified_pcl": Algorithm(
+        "the same for one Q head, whose value and policy are those of its soft optimum",
+        head="q",
+        settings=OnPolicy,
+        make=descending(on_policy.pcl),
+        differentiates_target=True,
+        vectors={"tau": 0.05},
+        soft=True,
+    ),
     "pgq": Algorithm(
         "policy gradient and Q-learning mixed (87)",
         head="actor_critic",

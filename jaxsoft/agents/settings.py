@@ -198,7 +198,9 @@ class Settings:
 
     def completed(self) -> Self:
         """With n as long as the rollout, where it was left open."""
-        return dataclasses.replace(self, n=self.rollout_length) if self.n is None else self
+        # `n` is annotated as what it is once complete.
+        is_open = vars(self)["n"] is None
+        return dataclasses.replace(self, n=self.rollout_length) if is_open else self
 
     def updates(self, steps: int) -> int:
         """Rollouts of a run of so many environment steps."""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 import jaxsoft
 from jaxsoft.agents.registry import ALGORITHMS
+from jaxsoft.agents.settings import count
 from jaxsoft.cli import assembly, evaluate, plot, train
 from jaxsoft.cli.config import ConfigError, look_up
 from jaxsoft.cli.options import Parser, parse, stop_with
@@ -68,7 +69,8 @@ def equivalence(out: Path) -> jaxsoft.Equivalence:
 def _spread(values: Sequence[float] | np.ndarray) -> str:
     if not len(values):
         return "no game finished"
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=len(values) > 1):.2f}"
+    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{spread}"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -86,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.add_argument(name, help=text, **how)
 
     add("--game", "any EnvPool id with discrete actions", metavar="GAME", required=True)
-    add("--steps", "agent steps of every seed of each", metavar="N", required=True)
+    add("--steps", "agent steps of every seed of each", type=count, metavar="N", required=True)
     add("--out", "folder; the runs are folders in it", type=Path, metavar="PATH", required=True)
     add(
         "--algorithms",
@@ -99,8 +101,9 @@ def main(words: Sequence[str] | None = None) -> int:
     add(
         "--seeds",
         "of independent agents (default 0 1 2)",
+        type=count,
         nargs="+",
-        default=["0", "1", "2"],
+        default=[0, 1, 2],
         metavar="N",
     )
     given = parser.parse_args(words)
@@ -108,10 +111,11 @@ def main(words: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         for name, out in runs.items():
-            command = ["--game", given.game, "--algorithm", name, "--steps", given.steps]
-            command += ["--seeds", *given.seeds, "--out", str(out), "--resume"]
+            command = ["--game", given.game, "--algorithm", name, "--steps", str(given.steps)]
+            command += ["--seeds", *map(str, given.seeds), "--out", str(out), "--resume"]
             status = train.train(*parse(command))
             if status:
+                print("The same jaxsoft compare continues with all of them.")
                 return status
         console = Console()
         console.print()

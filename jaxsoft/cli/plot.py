@@ -344,11 +344,12 @@ def describe(directories: Sequence[Path]) -> tuple[list[str], str]:
     return labels, games[0] if same else ""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main(words: Sequence[str] | None = None) -> int:
+    """The command."""
     parser = argparse.ArgumentParser(
-        prog="python -m jaxsoft.cli.plot",
-        description="Draw the learning curves of one or several runs into one picture.",
+        prog="jaxsoft plot",
+        usage="jaxsoft plot DIR [DIR ...] --out PATH [options]",
+        description="Draws the learning curves of one or several runs into one picture.",
     )
     parser.add_argument(
         "runs",
@@ -358,25 +359,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="folder of a run, with its metrics.csv; its config.json, if any, names the curve",
     )
     parser.add_argument(
-        "--out", required=True, type=Path, help="picture to write: .png, .svg or .pdf"
+        "--out",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="picture to write: .png, .svg or .pdf",
     )
-    parser.add_argument("--title", help="above the picture (default: the game)")
+    parser.add_argument("--title", metavar="TEXT", help="above the picture; by default the game")
     parser.add_argument(
         "--smooth",
         type=float,
         default=0.03,
         metavar="SHARE",
         help="width of the moving average over games, as a share of the longest run; 0 for none "
-        "(default: %(default)s)",
+        "(default %(default)s)",
     )
     parser.add_argument(
         "--frames-per-step",
         type=int,
         default=1,
         metavar="N",
-        help="named at the axis: 4 on Atari (default: %(default)s)",
+        help="named at the axis: 4 on Atari (default %(default)s)",
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     for directory in given.runs:
         if not (directory / "metrics.csv").exists():
             parser.error(f"{directory} has no metrics.csv: give the folder of a run (its --out)")
@@ -390,9 +395,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs, given.out, title=title, frames_per_step=given.frames_per_step, smooth=given.smooth
         )
     except (OSError, ValueError) as error:
-        parser.exit(1, f"{error}\n")
+        parser.exit(2, f"error: {error}\n")
     print(given.out)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -71,7 +71,7 @@ class Policy:
         self.step = trained.step
         self._how = how
         self._state = jax.tree.map(lambda x: x[config.seeds.index(seed)], trained.state.agent)
-        self._act = jax.jit(_batched(acts[how], agent, self.observation, one_hot))
+        self._act: Any = jax.jit(_batched(acts[how], agent, self.observation, one_hot))
 
     def __repr__(self) -> str:
         """Says what was trained, how far, and how it acts."""
@@ -95,10 +95,8 @@ class Policy:
         if key is None and self._how == "greedy":
             key = jax.random.key(0)
         if not isinstance(key, Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            raise TypeError(
-                f"jaxsoft.Policy: given `key` = {key}; expected one JAX key. Pass "
-                "jax.random.key(seed), a new one with each call."
-            )
+            fix = "Pass jax.random.key(seed), a new one with each call."
+            raise TypeError(_checks.sentence("Policy", f"`key` = {key}", "one JAX key", fix))
         if key.ndim:
             raise _checks.fail(
                 "Policy", f"keys of shape {list(key.shape)}", "one key", "Pass one of them."
@@ -112,14 +110,19 @@ class Policy:
         kind = _KINDS.get(dtype.kind, dtype)
         if not jnp.issubdtype(seen.dtype, kind):
             raise TypeError(
-                f"jaxsoft.Policy: given observations of dtype {seen.dtype}; expected {dtype}, as "
-                f"{self.config['game']} gives them. Cast them, if they mean the same."
+                _checks.sentence(
+                    "Policy",
+                    f"dtype {seen.dtype}",
+                    f"observations of dtype {dtype}, as {self.config['game']} gives them",
+                    "Cast them, if they mean the same.",
+                )
             )
         if seen.shape[seen.ndim - len(shape) :] != shape:
             raise _checks.fail(
                 "Policy",
-                f"observations of shape {list(seen.shape)}",
-                f"one of {list(shape)}, as {self.config['game']} gives it, or a batch of them",
+                f"shape {list(seen.shape)}",
+                f"an observation of shape {list(shape)}, as {self.config['game']} gives it, or a "
+                "batch of them",
                 "Leading axes are the batch's.",
             )
         return seen.astype(dtype)

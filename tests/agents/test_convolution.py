@@ -1,6 +1,8 @@
 """The channels-last convolution against XLA's own, through every transformation, in float64."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,16 +97,19 @@ def test_all_convolutions_of_a_gradient_are_those_that_xla_computes_well():
     network = ActorCritic(NatureCNN(native=False), 4, 3)
     x = jnp.zeros((2, 4, 84, 84), jnp.uint8)
     params = network.init(jax.random.key(0), x)
+    forward: Callable[..., Any] = network.apply
 
     def loss(params):
-        v, log_pi = network.apply(params, x)
+        v, log_pi = forward(params, x)
         return jnp.sum(v) + jnp.sum(log_pi[:, 0])
 
     def descend(_, params):
         return jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(params))
 
     program = jax.jit(lambda p: jax.lax.fori_loop(0, 3, descend, p)).lower(params).compile()
-    found = re.findall(r" convolution\(.*?dim_labels=([^,\s]+)", program.as_text())
-    fused = re.findall(r"dim_labels=([^,\s]+)", program.as_text())
+    text = program.as_text()
+    assert text is not None
+    found = re.findall(r" convolution\(.*?dim_labels=([^,\s]+)", text)
+    fused = re.findall(r"dim_labels=([^,\s]+)", text)
     # Three forward, three of kernels, two of inputs; none of the images.
     assert found == fused == ["b01f_01io->b01f"] * 8

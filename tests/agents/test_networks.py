@@ -1,5 +1,8 @@
 """Networks against NumPy and XLA's own convolution, in float64; what their outputs promise."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,7 +123,7 @@ def test_half_precision_convolution():
     x = normal(0, 2, 20, 20, 4)
     exact = Conv(8, 8, 4, jnp.float64, True)
     params = random_params(exact, x)
-    expected = exact.apply(params, x)
+    expected = np.asarray(exact.apply(params, x))
     for native in (False, True):
         y = apply(Conv(8, 8, 4, jnp.bfloat16, native))(params, x)
         assert y.dtype == jnp.bfloat16
@@ -245,7 +248,9 @@ def test_initial_kernels_are_orthogonal(network, observation):
 
 def test_parameters_do_not_depend_on_the_form():
     x = normal(0, 1, 8, 8, 2)
-    one, other = (jax.jit(Conv(3, 4, 2, native=way).init)(jax.random.key(0), x) for way in (0, 1))
+    one, other = (
+        jax.jit(Conv(3, 4, 2, native=way).init)(jax.random.key(0), x) for way in (False, True)
+    )
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
@@ -266,7 +271,7 @@ def numpy_mlp(params, x, layers=2):
 def test_mlp(observations):
     module = MLP((5, 6), jnp.float64)
     params = random_params(module, observations)
-    y = module.apply(params, observations)
+    y = np.asarray(module.apply(params, observations))
     np.testing.assert_allclose(y, numpy_mlp(params["params"], observations), rtol=1e-12)
 
 
@@ -349,9 +354,10 @@ def test_the_gram_solver_knows_both_forms(native):
     x, a = images(0, 3, *SMALL), np.array([0, 3, 1])
     network = ActorCritic(NatureCNN(jnp.float64, native), A, 3)
     params = random_params(network, x)
+    forward: Callable[..., Any] = network.apply
 
     def rows(p):
-        v, log_pi = network.apply(p, x)
+        v, log_pi = forward(p, x)
         return v + jnp.sum(jax.nn.one_hot(a, A) * log_pi, -1)
 
     @jax.jit

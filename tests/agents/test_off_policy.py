@@ -1,6 +1,7 @@
 """Q-learning from replay: targets and updates against NumPy loops, and a chain that is solved."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import pytest
 from jaxsoft import losses, one_step_targets
 from jaxsoft.agents import off_policy, replay, temperature
 from jaxsoft.agents.base import Metrics, Rollout
+from tests.support.memory import temporaries
+from tests.support.steps import of_numpy
 
 STATES, ACTIONS = 5, 3
 MASKED = np.log(np.array([0.7, 0.3, 0.0]), where=[True, True, False], out=np.full(3, -np.inf))
@@ -49,7 +52,8 @@ def random_windows(seed, n, batch):
     # An auto-reset follows an end; the first step may be one, too.
     ended = np.concatenate([rng.random((1, batch)) < 0.2, (terminated | truncated)[:-1]])
     terminated, truncated = terminated & ~ended, truncated & ~ended
-    return Rollout(
+    return of_numpy(
+        Rollout,
         observation=rng.integers(STATES, size=(n + 1, batch)),
         action=rng.integers(ACTIONS, size=(n, batch)),
         reward=rng.normal(size=(n, batch)),
@@ -75,8 +79,8 @@ def test_targets(n, prior):
     for tau in (0.0, 0.3):
         y = targets(q_t, window, tau=tau)
         for b in range(60):
-            columns = (x[:, b] for x in (q_t, window.reward, terminated, window.cut))
-            expected = target_of(*columns, 0.9, tau, log_prior)
+            q, r, end, cut = (x[:, b] for x in (q_t, window.reward, terminated, window.cut))
+            expected = target_of(q, r, end, cut, 0.9, tau, log_prior)
             np.testing.assert_allclose(y[b], expected, rtol=1e-12, err_msg=f"{tau}: window {b}")
 
 
@@ -84,7 +88,7 @@ def test_targets(n, prior):
 @pytest.mark.parametrize("tau", [0.0, 0.1])
 def test_one_step_targets_are_those_of_the_paper(tau, log_prior):
     window = random_windows(2, 1, 40)
-    q_t = np.random.default_rng(3).normal(size=(1, 40, ACTIONS))
+    q_t = jnp.asarray(np.random.default_rng(3).normal(size=(1, 40, ACTIONS)))
     y = off_policy.n_step_targets(q_t, window, discount=0.99, tau=tau, log_prior=log_prior)
     expected = one_step_targets(
         window.reward, 0.99 * window.discount, q_t, tau=tau, log_prior=log_prior
@@ -102,7 +106,7 @@ def init_table(key):
 
 
 def tabular(**changes):
-    settings = {
+    settings: dict[str, Any] = {
         "optimiser": optax.sgd(0.5),
         "epsilon": optax.constant_schedule(0.1),
         "num_envs": 4,
@@ -156,8 +160,8 @@ def test_updates_are_those_of_a_table(tau):
             gradient, sums, count = np.zeros_like(q), np.zeros(6), window.weight[0].sum()
             for b in np.flatnonzero(window.weight[0]):
                 s, a = window.observation[0, b], window.action[0, b]
-                columns = (x[:, b] for x in (window.reward, terminated, window.cut))
-                y = target_of(target[window.observation[1:, b]], *columns, gamma, now, None)
+                r, end, cut = (x[:, b] for x in (window.reward, terminated, window.cut))
+                y = target_of(target[window.observation[1:, b]], r, end, cut, gamma, now, None)
                 gradient[s, a] += (q[s, a] - y) / count
                 v, kl = soft(q[s], now, None)
                 error = q[s, a] - y
@@ -340,7 +344,7 @@ def test_updating_copies_no_ring(seeds):
     state = init(key)
     size, where = state.replay.action.nbytes, state.replay.frame.unsafe_buffer_pointer()
     compiled = jax.jit(updates, donate_argnums=0).lower(state).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < size / 8
+    assert temporaries(compiled) < size / 8
     assert compiled(state)[0].replay.frame.unsafe_buffer_pointer() == where
 
 

@@ -3,6 +3,7 @@
 import functools
 import sys
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jaxsoft.agents.registry import ALGORITHMS
 from jaxsoft.natural import _operator
 from tests.support import bridge, oracles
 from tests.support.bridge import assert_close, assert_differs, log_of
+from tests.support.steps import of_numpy
 
 STATES, A, T, N = 6, 4, 9, 5
 GAMMA, STEPS, C, DAMPING = 0.9, 3, 0.7, 0.03
@@ -31,7 +33,10 @@ PRIORS = {
     "counting": (0.0, np.ones(A), 0.05),
     "masked": (log_of(MEASURE), MEASURE, 2.5),
 }
-HEADS = {"q": on_policy.q_head, "actor_critic": on_policy.actor_critic_head}
+HEADS: dict[str, on_policy.Head] = {
+    "q": on_policy.q_head,
+    "actor_critic": on_policy.actor_critic_head,
+}
 LOSSES = {
     name: getattr(on_policy, name)
     for name in ("a2c", "a2c_naive", "soft_q", "nstep_soft_q", "pcl", "pgq")
@@ -61,7 +66,8 @@ def random_rollout(seed, length=T, num_envs=N):
         if not dummy[t, n]:
             kind = rng.random()
             terminated[t, n], truncated[t, n] = kind < 0.15, kind > 0.85
-    return Rollout(
+    return of_numpy(
+        Rollout,
         observation=rng.integers(STATES, size=(length + 1, num_envs)),
         action=rng.choice(np.flatnonzero(MEASURE), size=(length, num_envs)),
         reward=rng.normal(size=(length, num_envs)),
@@ -118,7 +124,11 @@ class Case:
         return found
 
     def agent_along(self, direction, **options):
-        settings = {"optimiser": optax.sgd(0.1), "objective": self.objective, "head": self.head}
+        settings: dict[str, Any] = {
+            "optimiser": optax.sgd(0.1),
+            "objective": self.objective,
+            "head": self.head,
+        }
         return on_policy.agent_along(
             self.network, lambda _: self.theta, direction, **settings | options
         )
@@ -375,7 +385,8 @@ def test_soft_q_and_a2c_have_one_expected_gradient(head):
     agent, theta = bridge.make_agent(oracles.linear(0, 4, 3), head, prior, tau)
     path = bridge.paths(mdp, agent.policy(theta), 2, "state")
     no = np.zeros(path.states.shape, bool)
-    rollout = Rollout(
+    rollout = of_numpy(
+        Rollout,
         observation=path.states,
         action=path.actions,
         reward=path.rewards,
@@ -391,7 +402,7 @@ def test_soft_q_and_a2c_have_one_expected_gradient(head):
     def composed(at, rollout, objective):
         kl = jaxsoft.kl_to_prior(at.log_pi, log_prior)
         target = jaxsoft.n_step_soft_q_targets(
-            at.v, kl, rollout.reward, discount_t=path.discounts, tau=tau, n=n
+            at.v, kl[:-1], rollout.reward, discount_t=path.discounts, tau=tau, n=n
         )
         return losses.a2c_loss(
             at.v[:-1], at.log_pi[:-1], rollout.action,

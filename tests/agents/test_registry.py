@@ -1,17 +1,20 @@
 """Every entry of the registry makes an agent of its defaults, and that learns."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsoft.agents import on_policy
 from jaxsoft.agents.base import Rollout
 from jaxsoft.agents.networks import MLP, torso_for
 from jaxsoft.agents.on_policy import Acted
 from jaxsoft.agents.registry import ALGORITHMS, Problem, settings_of
 from jaxsoft.agents.settings import OnPolicy, Settings, SettingsError
+from tests.support.trees import structure
 
 A, STEPS = 4, 100_000
 VECTORS = Problem(jax.ShapeDtypeStruct((5,), np.float32), A, MLP((8,)), 1, STEPS)
@@ -97,7 +100,7 @@ def test_the_defaults_for_images_make_a_program(name):
             return agent.update(state, random_rollout(agent, state, IMAGES, *size), key)
 
         after, _ = jax.eval_shape(learn, state, jax.random.key(0))
-        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert structure(after) == structure(state)
         for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
@@ -132,6 +135,7 @@ def test_defaults_are_settings_of_the_entry():
         for images in (False, True):
             settings = settings_of(name, {}, images=images)
             assert isinstance(settings, Settings)
+            assert settings.n is not None
             assert settings.n >= 1
             for key, value in entry.fixed.items():
                 assert getattr(settings, key) == value
@@ -143,8 +147,53 @@ def test_what_an_entry_cannot_run_is_refused():
         settings = settings_of(name, {}, images=False)
         for key, value in entry.fixed.items():
             other = {"tau": 0.7, "prior": "counting" if value == "uniform" else "uniform"}[key]
+            changed: dict[str, Any] = {key: other}
             with pytest.raises(SettingsError, match=f"does not go with --algorithm {name}"):
-                entry.check(name, dataclasses.replace(settings, **{key: other}), STEPS)
+                entry.check(name, dataclasses.replace(settings, **changed), STEPS)
         if entry.soft:
-            with pytest.raises(SettingsError, match="there is no soft policy"):
+            with pytest.raises(SettingsError, match="it needs a soft policy"):
                 entry.check(name, dataclasses.replace(settings, tau=0.0), STEPS)
+
+
+def test_unified_pcl_is_the_soft_bellman_residual():
+    """At n = 1: ½(r + γV_Q(s') − Q(s,a))², differentiated also through V_Q(s'), by hand."""
+    tau, gamma = 0.7, 0.9
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(6, 3, A))
+    done = rng.random((5, 3)) < 0.3
+    taken, reward = rng.integers(A, size=(5, 3)), rng.normal(size=(5, 3))
+    rollout = Rollout(
+        observation=jnp.asarray(q),
+        action=jnp.asarray(taken),
+        reward=jnp.asarray(reward),
+        discount=jnp.asarray(1.0 - done),
+        cut=jnp.asarray(done),
+        weight=jnp.ones((5, 3)),
+        first=jnp.zeros((6, 3), bool),
+        extras=Acted(jnp.zeros((5, 3)), []),
+    )
+    entry = ALGORITHMS["unified_pcl"]
+    given = {"n": 1, "tau": tau, "discount": gamma}
+    objective = settings_of("unified_pcl", given, images=False).objective()
+    # The parameters are the action values themselves.
+    direction = on_policy.direction_of(
+        on_policy.pcl, differentiates_target=entry.differentiates_target
+    )
+    gradient, means, _ = direction.of(
+        lambda params, seen: params[: len(seen)],
+        on_policy.q_head,
+        jnp.asarray(q),
+        rollout,
+        objective,
+    )
+    expected, total = np.zeros_like(q), 0.0
+    for t, n in np.ndindex(5, 3):
+        weights = np.exp(q[t + 1, n] / tau) / A
+        value = tau * np.log(weights.sum())
+        discount = gamma * (not done[t, n])
+        error = reward[t, n] + discount * value - q[t, n, taken[t, n]]
+        total += error**2 / 2
+        expected[t, n, taken[t, n]] -= error
+        expected[t + 1, n] += discount * error * weights / weights.sum()
+    np.testing.assert_allclose(means["loss"], total / 15, rtol=1e-12)
+    np.testing.assert_allclose(gradient, expected / 15, atol=1e-13)

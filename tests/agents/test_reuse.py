@@ -1,5 +1,7 @@
 """Forward passes made once: what is kept, and that with it everything is as without."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,7 +217,9 @@ def test_the_forward_products_are_not_computed_again():
 
     def convolutions(rollout):
         program = jax.jit(agent.update).lower(state, rollout, jax.random.key(0)).compile()
-        return program.as_text().count(" convolution(")
+        text = program.as_text()
+        assert text is not None
+        return text.count(" convolution(")
 
     # Forward 3 and backward 5, of which the first kernel's is one; 3 for the last state.
     assert convolutions(rollout) == 3 + 3 + 5
@@ -275,10 +279,13 @@ def perceptron():
     ids=["one seed", "two seeds", "batch axis last"],
 )
 def test_training_is_the_same_as_without(network, products, seeds, parts):
+    network_fn, init_params = network
+
     def agent(keep):
         direction = direction_of(on_policy.soft_q, differentiates_target=False)
         return on_policy.agent_along(
-            *network,
+            network_fn,
+            init_params,
             direction._replace(recalls=keep),
             head=on_policy.actor_critic_head,
             optimiser=optax.sgd(0.1),
@@ -286,7 +293,8 @@ def test_training_is_the_same_as_without(network, products, seeds, parts):
         )
 
     def trained(keep):
-        shared = {"num_envs": 4, "seeds": seeds}
+        shared: dict[str, Any] = {"num_envs": 4, "seeds": seeds}
+        loop: GraphLoop | HostLoop
         if parts and keep:
             pools = [HostEnvPool("CartPole-v1", part=part, **shared) for part in parts]
             loop = HostLoop(pools, agent(keep), length=5)

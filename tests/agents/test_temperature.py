@@ -1,11 +1,14 @@
 """τ as a number, as a schedule and in the agent's state: the same objective, whichever holds it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import jaxsoft
 from jaxsoft import algorithms
 from jaxsoft.agents import off_policy, on_policy, temperature
 from jaxsoft.agents.natural import damped_q
@@ -34,7 +37,7 @@ def init_table(key):
 
 
 def a2c(tau, **options):
-    settings = {
+    settings: dict[str, Any] = {
         "head": on_policy.q_head,
         "optimiser": optax.sgd(0.5, momentum=0.9),
         "objective": Objective(tau, 0.9, 3),
@@ -185,7 +188,7 @@ def test_the_algorithms_arguments_are_the_objectives(monkeypatch):
         seen.append(kwargs)
         return algorithms.actor_critic(*args, **kwargs)
 
-    monkeypatch.setattr(on_policy.jaxsoft, "actor_critic", spy)
+    monkeypatch.setattr(jaxsoft, "actor_critic", spy)
     agent = a2c(0.25)
     state = agent.init(jax.random.key(0))
     assert isinstance(state, State)

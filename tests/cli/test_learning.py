@@ -26,6 +26,10 @@ OTHERS = {
         1_000_000,
         "--tau 0.2 --learning-rate 0.005 --max-gradient-norm 5",
     ),
+    ("CartPole-v1", "unified_pcl"): (
+        700_000,
+        "--tau 1 --learning-rate 0.01 --max-gradient-norm 10",
+    ),
     ("CartPole-v1", "nstep_soft_q"): (
         700_000,
         "--tau 1 --learning-rate 0.01 --max-gradient-norm 10",

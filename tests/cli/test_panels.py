@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from jaxsoft.cli.plot import Line, Panel, draw
 
@@ -31,8 +32,8 @@ def test_lines_bands_and_single_seeds(figure: list[Figure], tmp_path: Path) -> N
     np.testing.assert_allclose([x[:, 1] for x in shown], [*each, X])
     np.testing.assert_allclose([x[:, 0] for x in shown], [X / 1000] * 3)
     [band] = axes.collections
-    low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
-    assert (low, high) == (X[0] - 2, X[-1] + 2)
+    heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
+    assert (heights.min(), heights.max()) == (X[0] - 2, X[-1] + 2)
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
 
 
@@ -76,6 +77,7 @@ def test_words_are_written_at_their_places(figure: list[Figure], tmp_path: Path)
     one = Panel("G", "x", "y", [line("a")], "log", marked=True, marks={20_000.0: "here"})
     [axes] = drawn([[one]], figure, tmp_path).axes
     [word] = axes.texts
+    assert isinstance(word, Annotation)
     assert (word.get_text(), word.xy[0]) == ("here", 20_000.0)
 
 

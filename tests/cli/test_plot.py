@@ -172,7 +172,7 @@ def test_the_command(tmp_path: Path) -> None:
     pong = write_run(tmp_path / "a", {"game": "Pong-v5", "algorithm": "soft_q"})
     bare = write_run(tmp_path / "bare", None)
     out = tmp_path / "new" / "curve.png"
-    command = [sys.executable, "-W", "error", "-m", "jaxsoft.cli.plot"]
+    command = [sys.executable, "-W", "error", "-m", "jaxsoft.cli", "plot"]
     subprocess.run(
         [*command, pong, bare, "--out", out],
         check=True,

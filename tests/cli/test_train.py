@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import envpool
 import jax
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from tensorboardX.proto.event_pb2 import SessionLog
 
 import jaxsoft
@@ -33,6 +35,7 @@ from jaxsoft.training.logs import read_csv
 from jaxsoft.training.loop import initial
 from jaxsoft.training.provenance import Sessions
 from tests.support.tensorboard import events, scalars
+from tests.support.trees import structure
 
 SEEDS = (0, 3)
 UPDATE = 8  # steps
@@ -101,7 +104,7 @@ def copied(state):
 def assert_same(state, other):
     """Bit for bit."""
     state, other = copied(state), copied(other)
-    assert jax.tree.structure(state) == jax.tree.structure(other)
+    assert structure(state) == structure(other)
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
 
@@ -269,6 +272,7 @@ def test_the_commit(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-m", "first")
     clean = provenance.commit()
+    assert clean is not None
     assert re.fullmatch("[0-9a-f]{7,}", clean)
     (tmp_path / "experiments" / "results").mkdir(parents=True)
     (tmp_path / "experiments" / "results" / "new.csv").touch()
@@ -279,7 +283,7 @@ def test_the_commit(tmp_path, monkeypatch):
 
 def in_tensorboard(out):
     """(step, tag) -> value, as TensorBoard shows it of runs that were resumed."""
-    shown = {}
+    shown: dict[tuple[int, str], float] = {}
     for event in events(out / "tensorboard"):
         if event.session_log.status == SessionLog.START:
             shown = {key: x for key, x in shown.items() if key[0] < event.step}
@@ -316,7 +320,7 @@ def test_a_stopped_run_has_learned_what_another_has_by_then(finished, stopped, c
 
 
 def test_a_resumed_run_begins_with_what_was_saved(again, capsys):
-    states = {}
+    states: dict[int, Any] = {}
 
     def keep(number, state):
         states.setdefault(number, copied(state))
@@ -427,7 +431,7 @@ def test_a_replay_is_taken_up_or_filled_again(tmp_path, recompiled_never, capsys
     held = saved(out, 32, replay=True)[0]
     assert (held.agent.replay.filled == 16).all()  # rows, of 2 environments
 
-    states = {}
+    states: dict[int, Any] = {}
 
     def keep(number, state):
         states.setdefault(number, copied(state))
@@ -549,7 +553,7 @@ def test_a_disk_that_cannot_be_written_to(disk, stopped, capsys):
 
 
 def test_a_second_signal_leaves_at_once(monkeypatch):
-    left = []
+    left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with train._Signals() as signals:
@@ -686,9 +690,11 @@ def test_a_video_shows_a_whole_game(tmp_path, capsys):
     words = "--game CartPole-v1 --algorithm a2c --steps 32 --num-envs 2 --rollout-length 4"
     assert run(tmp_path / "run", *words.split(), "--hidden", "4", "--video", str(video)) == 0
     found = re.search(r"game\.gif: a game of (\d+) steps, return (\d+)", capsys.readouterr().out)
+    assert found is not None
     steps, score = map(int, found.groups())
     assert steps == score >= 8
     with Image.open(video) as image:
+        assert isinstance(image, GifImageFile)
         assert image.size == (1200, 800)
         shown = 0
         for frame in range(image.n_frames):
@@ -698,15 +704,23 @@ def test_a_video_shows_a_whole_game(tmp_path, capsys):
     assert image.n_frames > 3 * steps / 4
     assert shown == pytest.approx(steps, abs=steps / 10)
     # A game's return is its length here; what is played after its end does not count.
-    score, length = evaluate.play(evaluate.load(tmp_path / "run"), 10)
-    np.testing.assert_array_equal(score, length)
-    assert len(np.unique(length)) > 3
+    scores, lengths = evaluate.play(evaluate.load(tmp_path / "run"), 10)
+    np.testing.assert_array_equal(scores, lengths)
+    assert len(np.unique(lengths)) > 3
 
 
 @pytest.mark.slow
 def test_a_comparison(tmp_path, capsys, recompiled_never):
     out = tmp_path / "both"
     words = ["--game", "Catch-v0", "--steps", "512", "--seeds", "0", "1", "--out", str(out)]
+    with stop_in(2, signal.SIGINT):
+        assert compare.main(words) == 130
+    assert "The same jaxsoft compare continues" in capsys.readouterr().out
+    assert not (out / "a2c").exists()
+    with stop_in(2, signal.SIGINT):
+        assert compare.main(words) == 130
+    assert "The same jaxsoft compare continues" in capsys.readouterr().out
+    assert not (out / "a2c").exists()
     assert compare.main(words) == 0
     text = capsys.readouterr().out
     rows = printed_rows(text)
@@ -719,8 +733,10 @@ def test_a_comparison(tmp_path, capsys, recompiled_never):
         data = read_csv(out / name / "metrics.csv")
         assert steps_of(out / name, (0, 1))[-1] == 512
         late = data["step"] > 0.9 * 512
-        late = [late & (data["seed"] == seed) & (data["episodes"] > 0) for seed in (0, 1)]
-        reached = [np.average(data["episode_return"][x], weights=data["episodes"][x]) for x in late]
+        parts = [late & (data["seed"] == seed) & (data["episodes"] > 0) for seed in (0, 1)]
+        reached = [
+            np.average(data["episode_return"][x], weights=data["episodes"][x]) for x in parts
+        ]
         assert row[1] == f"{np.mean(reached):.2f} ± {np.std(reached, ddof=1):.2f}"
         assert float(row[3].replace(",", "")) > 0
     assert "All preconditions hold" in text

@@ -109,7 +109,7 @@ def test_policy_gradients(n: int, naive: bool) -> None:
 @pytest.mark.parametrize("log_prior", [None, 0.0, LOG_PRIOR[0, 0], LOG_PRIOR[:1], LOG_PRIOR])
 def test_tied_soft_q(log_prior: Any) -> None:
     kl = jaxsoft.kl_to_prior(LOG_PI, log_prior)
-    rest = {"discount_t": DISCOUNTS, "tau": TAU, "n": 3, "cut_t": CUTS}
+    rest: dict[str, Any] = {"discount_t": DISCOUNTS, "tau": TAU, "n": 3, "cut_t": CUTS}
     target = jaxsoft.n_step_soft_q_targets(V, kl[:-1], REWARDS, **rest)
     starts = log_prior[:-1] if np.shape(log_prior) == LOG_PRIOR.shape else log_prior
     np.testing.assert_array_equal(
@@ -129,7 +129,7 @@ def test_tied_soft_q(log_prior: Any) -> None:
 
 
 def test_the_actor_critic_is_its_loss_on_soft_q_targets() -> None:
-    rest = {"discount_t": DISCOUNTS, "tau": TAU, "n": 3, "cut_t": CUTS}
+    rest: dict[str, Any] = {"discount_t": DISCOUNTS, "tau": TAU, "n": 3, "cut_t": CUTS}
     target = jaxsoft.n_step_soft_q_targets(V, jaxsoft.kl_to_prior(LOG_PI[:-1]), REWARDS, **rest)
 
     def whole(v: Array, log_pi: Array) -> Array:
@@ -138,10 +138,9 @@ def test_the_actor_critic_is_its_loss_on_soft_q_targets() -> None:
     def composed(v: Array, log_pi: Array) -> Array:
         return jaxsoft.a2c_loss(v[:-1], log_pi[:-1], ACTIONS, target_t=target, tau=TAU)
 
-    np.testing.assert_array_equal(whole(V, LOG_PI), composed(V, LOG_PI))
-    one, other = (
-        jax.grad(lambda *x, f=f: f(*x).sum(), (0, 1))(V, LOG_PI) for f in (whole, composed)
-    )
+    at = jnp.asarray(V), jnp.asarray(LOG_PI)
+    np.testing.assert_array_equal(whole(*at), composed(*at))
+    one, other = (jax.grad(lambda *x, f=f: f(*x).sum(), (0, 1))(*at) for f in (whole, composed))
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 

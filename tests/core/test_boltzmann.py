@@ -108,7 +108,7 @@ def test_zero_temperature_is_the_hard_max_with_its_gradient() -> None:
     np.testing.assert_array_equal(jaxsoft.soft_value(q, 0.0, log_prior), [3.0, 2.0, 1.0])
     gradient = jax.grad(lambda q: jaxsoft.soft_value(q, 0.0, log_prior).sum())(q)
     # Ties are shared out by the prior, as in the limit.
-    expected = [[0, 1, 0], [0.25, 0.75, 0], [0, 0.5, 0.5]]
+    expected = np.array([[0, 1, 0], [0.25, 0.75, 0], [0, 0.5, 0.5]])
     np.testing.assert_allclose(gradient, expected, rtol=1e-14)
     np.testing.assert_allclose(np.exp(jaxsoft.log_policy(q, 0.0, log_prior)), expected, rtol=1e-14)
     jacobians = jax.jacobian(lambda q, t: jaxsoft.log_policy(q, t, log_prior), (0, 1))(q, 0.0)
@@ -293,7 +293,7 @@ def test_samples_follow_the_policy() -> None:
 
 def test_one_key_per_state() -> None:
     log_pi = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), [3, 5, 4]))
-    keys = jax.random.split(jax.random.key(1), [3, 5])
+    keys = jax.random.split(jax.random.key(1), (3, 5))
     drawn = jaxsoft.sample_actions(keys, log_pi)
     assert drawn.dtype == jnp.int32
     for i, j in np.ndindex(3, 5):

@@ -48,7 +48,7 @@ def policy(network: Callable[..., Any], log_prior: Any = LOG_PRIOR) -> Array:
 
 
 def check(network: Callable[..., Any] = tied, **changes: Any) -> jaxsoft.Equivalence:
-    settings = {"n": 3, "log_prior": LOG_PRIOR} | changes
+    settings: dict[str, Any] = {"n": 3, "log_prior": LOG_PRIOR} | changes
     acting = changes.get("behaviour_log_pi", policy(network, settings["log_prior"]))
     actions = jaxsoft.sample_actions(jax.random.key(1), acting)
     return jax.jit(
@@ -199,3 +199,18 @@ def test_float32_is_judged_by_its_own_rounding() -> None:
     assert report.expected_difference < 1e-5
     assert not report.broken()
     assert "All preconditions hold" in str(report)
+
+
+def test_a_network_gives_q_or_a_value_and_a_policy() -> None:
+    observations = jnp.zeros((3, 2))
+    network: Any = lambda params, seen: (seen @ params, seen @ params, seen @ params)  # noqa: E731
+    with pytest.raises(ValueError, match=r"q, or \(v, log_pi\), got 3 arrays"):
+        jaxsoft.check_equivalence(
+            network,
+            jnp.ones((2, 4)),
+            observations,
+            jnp.zeros((2,), int),
+            r_t=jnp.zeros((2,)),
+            discount_t=0.9,
+            tau=0.5,
+        )

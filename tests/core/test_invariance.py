@@ -1,6 +1,6 @@
 """One table of every per-step function × ranks, dtypes and transformations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import jaxsoft
 T, A = 6, 4
 TAU, LAMBDA, EPSILON, C = 0.3, 0.7, 0.2, 0.5
 Inputs = dict[str, Array]
-Hyper = dict[str, Array | float]
+Hyper = Mapping[str, Array | float]
 
 
 def make_inputs(batch: tuple[int, ...], dtype: jnp.dtype = jnp.float64, seed: int = 0) -> Inputs:
@@ -45,7 +45,7 @@ def make_inputs(batch: tuple[int, ...], dtype: jnp.dtype = jnp.float64, seed: in
     }
 
 
-HYPER: Hyper = {"tau": TAU, "lambda_": LAMBDA, "epsilon": EPSILON, "c": C}
+HYPER = {"tau": TAU, "lambda_": LAMBDA, "epsilon": EPSILON, "c": C}
 
 CASES: dict[str, Callable[[Inputs, Hyper], Array]] = {
     "soft_value": lambda x, h: jaxsoft.soft_value(x["q"], h["tau"], x["log_prior"]),

@@ -147,7 +147,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "undamped temperature": (
         lambda: jaxsoft.damped_natural_q(
-            lambda p: states, PARAMS, a, r_t=r, discount_t=0.9, tau=0.0, epsilon=0.1
+            lambda p: jnp.asarray(states), PARAMS, a, r_t=r, discount_t=0.9, tau=0.0, epsilon=0.1
         ),
         "tau > 0",
     ),

@@ -221,7 +221,11 @@ def test_every_evaluation_of_the_recurrence_agrees(window: int) -> None:
     x = jnp.asarray(rng.normal(size=(31, 2)))
     c = jnp.asarray(rng.choice([0.0, 0.5, 1.0], size=(31, 2)))
     expected = np.stack(
-        [oracles.n_step_advantages(*np.asarray([x[:, b], c[:, b]]), window) for b in range(2)], 1
+        [
+            oracles.n_step_advantages(np.asarray(x[:, b]), np.asarray(c[:, b]), window)
+            for b in range(2)
+        ],
+        1,
     )
     np.testing.assert_allclose(
         _recurrence.by_doubling(x, c, window), expected, rtol=1e-13, atol=1e-14

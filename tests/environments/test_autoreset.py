@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxsoft.environments.autoreset import Answer, interpret
+from tests.support.steps import of_numpy
 
 ONE = (1, 1)
 # EnvPool's (done, truncated, over) -> our (discount, cut, over), and whether a reset follows.
@@ -20,7 +21,7 @@ WORDS = {
 def answer(words=(False, False, False), frame=0.0, reward=2.0, score=5.0):
     done, truncated, over = (np.full(ONE, x) for x in words)
     numbers = (np.full(ONE, x, np.float32) for x in (reward, score))
-    return Answer(np.full((*ONE, 3), frame), *numbers, done, truncated, over)
+    return of_numpy(Answer, np.full((*ONE, 3), frame), *numbers, done, truncated, over)
 
 
 def facts(step):

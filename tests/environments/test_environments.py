@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from typing import Any
 
 import envpool
 import gymnasium
@@ -15,7 +16,7 @@ from jaxsoft.environments import About, EnvPool, HostEnvPool, Space, about
 from jaxsoft.environments.autoreset import interpret
 from tests.support.steps import ends
 
-ATARI = {"episodic_life": True, "noop_max": 1}
+ATARI: dict[str, Any] = {"episodic_life": True, "noop_max": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ DRIVERS = {"graph": (EnvPool, in_graph), "host": (HostEnvPool, from_host)}
 
 
 LIMIT = 140
-BREAKOUT = {"num_envs": 2, "seeds": (3, 5), "max_episode_steps": LIMIT} | ATARI
+BREAKOUT: dict[str, Any] = {"num_envs": 2, "seeds": (3, 5), "max_episode_steps": LIMIT} | ATARI
 
 
 @functools.cache
@@ -146,7 +147,7 @@ def test_a_time_limit_on_the_games_own_end_is_a_termination():
 
 def test_rewards_are_clipped_and_scores_are_not():
     actions = actions_for(40, (0,), 2, 6)
-    options = {"reward_clip": True, "noop_max": 1}
+    options: dict[str, Any] = {"reward_clip": True, "noop_max": 1}
     pool = HostEnvPool("SpaceInvaders-v5", num_envs=2, seeds=(0,), **options)
     steps = from_host(pool, actions)
     raw = by_hand("SpaceInvaders-v5", actions, (0,), 2, noop_max=1)["reward"]
@@ -213,8 +214,8 @@ def test_actions_and_observations_of_real_numbers(driver, game, acts, size, sees
     assert words["observation"].dtype == sees
     with jax.enable_x64(x64):
         dtype = np.dtype(sees if x64 else np.float32)
-        pool, play = DRIVERS[driver]
-        pool = pool(game, num_envs=num_envs, seeds=seeds, max_episode_steps=limit)
+        make, play = DRIVERS[driver]
+        pool = make(game, num_envs=num_envs, seeds=seeds, max_episode_steps=limit)
         assert (pool.action.shape, pool.action.dtype) == ((size,), acts if x64 else np.float32)
         assert (pool.observation.shape, pool.observation.dtype) == ((seen,), dtype)
         steps = play(pool, actions)
@@ -236,7 +237,7 @@ def test_bounds_are_the_games_own():
     np.testing.assert_array_equal([action.low, action.high], [[-2], [2]])
     assert action.categories == 0
     wide = about("Pendulum-v1").observation
-    np.testing.assert_array_equal(wide.high, np.float32([1, 1, 8]))
+    np.testing.assert_array_equal(wide.high, np.array([1, 1, 8], np.float32))
     np.testing.assert_array_equal(wide.low, -wide.high)
 
 
@@ -260,8 +261,8 @@ def test_environments_of_a_seed_are_its_own():
 def test_categories_are_one_hot(driver, game):
     what = about(game)
     actions = actions_for(25, (1,), 3, what.action.categories)
-    pool, play = DRIVERS[driver]
-    pool = pool(game, num_envs=3, seeds=(1,))
+    make, play = DRIVERS[driver]
+    pool = make(game, num_envs=3, seeds=(1,))
     steps = play(pool, actions)
     numbers = by_hand(game, actions, (1,), 3)["observation"]
     assert what.observation == Space((what.one_hot,), np.dtype(np.float32), 0, 0, 1)
@@ -274,8 +275,8 @@ def test_categories_are_one_hot(driver, game):
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_bits(driver):
-    pool, play = DRIVERS[driver]
-    pool, actions = pool("Play2048-v1", num_envs=2, seeds=(1,)), actions_for(9, (1,), 2, 4)
+    make, play = DRIVERS[driver]
+    pool, actions = make("Play2048-v1", num_envs=2, seeds=(1,)), actions_for(9, (1,), 2, 4)
     assert pool.observation == Space((4, 4, 31), np.dtype(np.int8), 0, 0, 1)
     steps = play(pool, actions)
     assert steps.observation.dtype == np.int8
@@ -287,7 +288,7 @@ def test_images_that_are_not_atari():
     """A game of bytes that are not stacked: every frame is what EnvPool gives."""
     game = "gfootball/academy_empty_goal_close-v1"
     what = about(game)
-    assert (what.observation.shape, what.observation.dtype) == ((72, 96, 4), np.uint8)
+    assert (what.observation.shape, what.observation.dtype) == ((72, 96, 4), np.dtype(np.uint8))
     assert not what.is_atari
     pool = HostEnvPool(game, num_envs=1, seeds=(1,), num_threads=1)
     steps = from_host(pool, actions_for(3, (1,), 1, what.action.categories))
@@ -366,7 +367,8 @@ def check(game, what, actions, seen):
 
 def check_every(games, monkeypatch):
     """Each is described, or refused in words, as its own spaces would have it."""
-    specs, make = {}, envpool.make_spec
+    specs: dict[str, Any] = {}
+    make = envpool.make_spec
     monkeypatch.setattr(envpool, "make_spec", lambda g: specs.setdefault(g, make(g)))
     described = []
     for game in games:
@@ -376,7 +378,8 @@ def check_every(games, monkeypatch):
             # Procgen draws with a library of the system's; EnvPool says how to install it.
             what, said, expected = None, str(error), "EnvPool Procgen requires"
         except ValueError as error:
-            what, said, expected = None, str(error), "environments: expected an environment"
+            what, said, expected = None, str(error), "environments: expected"
+            assert f"got {game}" in said
         assert what or said.startswith(expected), game
         if game not in specs:
             assert game == "VizdoomCustom-v1" or "procgen" in registry.specs[game][0], game

@@ -30,8 +30,9 @@ def marked_tests():
     """Equation -> names of the tests that are marked with it, from the sources."""
     marked = defaultdict(set)
     for path in TESTS.glob("**/test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for decorator in getattr(node, "decorator_list", []):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in (x for x in nodes if isinstance(x, ast.FunctionDef)):
+            for decorator in node.decorator_list:
                 match = re.fullmatch(r"(?:pytest\.mark\.)?equation\((.*)\)", ast.unparse(decorator))
                 for number in ast.literal_eval(f"({match[1]},)") if match else ():
                     marked[number].add(node.name)

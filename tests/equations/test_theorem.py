@@ -6,7 +6,9 @@ network and any target; where a precondition is broken, it misses by exactly wha
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -311,7 +313,7 @@ def test_variances(case):
     assert_close(actor_critic, soft_q + excess)
 
 
-ACTING = {
+ACTING: dict[str, Callable[[Any], np.ndarray]] = {
     "uniform": lambda case: (case.prior > 0) / np.sum(case.prior > 0, axis=-1, keepdims=True),
     "epsilon_greedy": lambda case: 0.9 * case.policy + 0.1 * ACTING["uniform"](case),
     "twice_tau": lambda case: oracles.boltzmann(case.q, 2 * case.tau, case.prior),

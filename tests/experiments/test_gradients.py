@@ -11,7 +11,9 @@ import pytest
 from experiments import gradients as command
 from experiments.engine import gradients
 from experiments.report import publish
-from jaxsoft.cli import train
+from jaxsoft.agents import on_policy
+from jaxsoft.cli import evaluate, train
+from tests.support.figures import filled
 
 
 def test_numbers_are_those_of_loops() -> None:
@@ -118,7 +120,7 @@ def test_the_report_is_of_the_rows(results: Path) -> None:
 
 
 def test_figures_show_what_seeds_have_in_the_middle(results: Path) -> None:
-    cosines, sizes, conditions = (rows for *_, rows in publish.drawn("gradients", results))
+    cosines, sizes, conditions = (filled(rows) for *_, rows in publish.drawn("gradients", results))
     rows = pd.read_csv(results / "gradients.csv").query("step == 1024 and weighting == 'a2c'")
     [line] = cosines[0][0].lines
     np.testing.assert_array_equal(line.x, [4, 8, 16])
@@ -128,7 +130,9 @@ def test_figures_show_what_seeds_have_in_the_middle(results: Path) -> None:
     rows = pd.read_csv(results / "conditions.csv").query("condition == 'age'")
     age = conditions[0][2].lines[0]
     np.testing.assert_array_equal(age.x, gradients.AGES)
-    quartiles = rows.groupby("x")["as_acted"].quantile([0.5, 0.25, 0.75]).unstack()
+    quartiles = rows.groupby("x")["as_acted"].quantile(np.array([0.5, 0.25, 0.75])).unstack()
+    assert age.low is not None
+    assert age.high is not None
     np.testing.assert_allclose(np.stack([age.y, age.low, age.high]).T, quartiles)
 
 
@@ -142,18 +146,16 @@ def test_what_was_measured_is_not_measured_again(
 
 
 def test_gradients_of_units_add_up_to_the_batchs(run: Path) -> None:
-    trained = gradients.evaluate.load(run)
+    trained = evaluate.load(run)
     probe = gradients._Probe(trained, gradients.Size(units=8, warm_up=1))
     own = jax.tree.map(lambda x: x[0], trained.state.agent)
     rollout = probe.play(own, jax.random.key(0))
     for value_coef in (0.5, 3.0):
         units = probe.unit_gradients(own.params, rollout, jnp.asarray(value_coef))
         objective = probe.objective._replace(value_coef=value_coef)
-        for found, loss in zip(
-            units, (gradients.on_policy.soft_q, gradients.on_policy.a2c), strict=True
-        ):
-            direction = gradients.on_policy.direction_of(loss)
-            head = gradients.on_policy.actor_critic_head
+        for found, loss in zip(units, (on_policy.soft_q, on_policy.a2c), strict=True):
+            direction = on_policy.direction_of(loss)
+            head = on_policy.actor_critic_head
             whole, _, _ = direction.of(probe.network, head, own.params, rollout, objective)
             share = float(rollout.weight.mean())
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):

@@ -19,6 +19,7 @@ from experiments.report import claims, markdown, publish, remaining
 from experiments.studies import GRADIENTS, STUDIES
 from jaxsoft.cli import assembly
 from jaxsoft.cli.plot import draw
+from tests.support.figures import filled
 
 
 def load(name: str, preset: str = "quick") -> Results:
@@ -83,15 +84,17 @@ def test_figures_can_be_drawn_and_show_the_curves(tmp_path: Path, figure: list[F
     thick = [line for line in pong.lines if line.get_linewidth() == 2]
     assert len(thick) == len(found.study.variants)
     curve = found.curves["Pong-v5", "policy_gradient"]
-    np.testing.assert_allclose(thick[0].get_ydata(), curve.measures["episode_return"].mean(axis=0))
-    np.testing.assert_allclose(thick[0].get_xdata(), curve.steps / 1e6)
+    x, y = np.asarray(thick[0].get_xydata()).T
+    np.testing.assert_allclose(y, curve.measures["episode_return"].mean(axis=0))
+    np.testing.assert_allclose(x, curve.steps / 1e6)
 
 
 def test_figures_of_many_seeds_have_intervals() -> None:
     [(_, _, rows)] = publish.drawn("natural", RESULTS / "natural" / "quick")
-    mean, middle, timed = (row[0] for row in rows)
+    mean, middle, timed = (row[0] for row in filled(rows))
     found = load("natural")
     y = found.curves["Catch-v0", "q_rmsprop"].measures["episode_return"]
+    assert mean.lines[0].high is not None
     np.testing.assert_allclose(mean.lines[0].high, y.mean(0) + y.std(0, ddof=1))
     estimate = statistics.iqm_estimate(y)
     for line in (middle.lines[0], timed.lines[0]):
@@ -104,7 +107,7 @@ def test_figures_of_many_seeds_have_intervals() -> None:
 def test_sweeps_have_a_line_for_each_method() -> None:
     [(_, _, rows)] = publish.drawn("weighting", RESULTS / "weighting" / "quick")
     found = load("weighting")
-    for (panel, *_), value in zip(rows, ("final", "area"), strict=True):
+    for (panel, *_), value in zip(filled(rows), ("final", "area"), strict=True):
         assert [line.label for line in panel.lines] == ["soft Q-learning", "policy gradient"]
         np.testing.assert_array_equal(panel.lines[0].x, [0.05, 0.5, 1, 10, 100])
         curve = found.curves["Catch-v0", "soft_q_10"]
@@ -157,7 +160,7 @@ def test_what_is_not_run_is_said() -> None:
             folder = RESULTS / name / key
             seeds = 0
             if folder.exists():
-                seeds = collected.read_runs(folder)["seeds"].str.split().str.len().sum()
+                seeds = sum(map(len, collected.read_runs(folder)["seeds"].str.split()))
             wanted = len(preset.steps) * len(whole.variants) * preset.seeds
             assert (f"{name} --preset {key}`" in text) == (seeds < wanted)
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,18 @@ from experiments.engine import collected, plan, runs
 from experiments.engine.collected import Collected
 from experiments.studies import GRADIENTS, STUDIES
 from jaxsoft.cli import train
-from jaxsoft.cli.config import ConfigError
+from jaxsoft.cli.config import ConfigError, to_json
 from jaxsoft.training.logs import read_csv
 
 WHOLE = {**STUDIES, "gradients": GRADIENTS}
 ALL = [(name, preset) for name, x in WHOLE.items() for preset in x.presets]
 FEW = ["--preset", "quick", "--games", "Catch-v0", "--seeds", "0", "1", "--steps", "2_000"]
 TINY = [*FEW, "--variants", "policy_gradient", "soft_q"]
+
+
+def rows(frame: pd.DataFrame) -> list[Any]:
+    """Rows with columns as attributes, of whatever type."""
+    return list(frame.itertuples())
 
 
 @pytest.mark.parametrize(("name", "preset"), ALL)
@@ -55,12 +61,13 @@ def test_the_papers_presets_are_its_protocol() -> None:
             assert {cell.config.settings.n for cell in todo} == {1, 5}
             continue
         for c in (cell.config for cell in todo):
-            assert (c.num_envs, c.rollout_length, c.n, c.steps) == (16, 5, 5, 80_000_000)
-            assert (c.optimiser, c.learning_rate, c.schedule) == ("rmsprop", 7e-4, "linear")
-            assert (c.tau, c.discount, c.max_gradient_norm) == (0.01, 0.99, 0.5)
+            x = c.settings
+            assert (x.num_envs, x.rollout_length, x.n, c.steps) == (16, 5, 5, 80_000_000)
+            assert (x.optimiser, x.learning_rate, x.schedule) == ("rmsprop", 7e-4, "linear")
+            assert (x.tau, x.discount, x.max_gradient_norm) == (0.01, 0.99, 0.5)
             assert not c.centred
     weights = {
-        cell.variant: cell.config.value_coef
+        cell.variant: to_json(cell.config)["value_coef"]
         for cell in runs.cells(
             STUDIES["figure3"], STUDIES["figure3"].presets["paper"], Path("runs")
         )
@@ -87,7 +94,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_leaves_its_curves_runs_table_and_figure(done: Path) -> None:
     found = collected.read(done)
     assert len(found.runs) == 2
-    for run in found.runs.itertuples():
+    for run in rows(found.runs):
         data = read_csv(done / run.game / run.variant / "metrics.csv")
         mine = found.curves[found.curves["variant"] == run.variant]
         for name in ("seed", "step", "episodes"):
@@ -267,7 +274,7 @@ def test_runs_may_be_the_beginning_of_longer_ones(
     monkeypatch.setitem(STUDIES, "figure3", dataclasses.replace(whole, presets={"quick": short}))
     words = ["--preset", "quick", "--games", "Catch-v0", "--variants", "soft_q"]
     assert command.main("figure3", [*words, "--out", str(tmp_path)]) == 0
-    [run] = collected.read_runs(tmp_path).itertuples()
+    [run] = rows(collected.read_runs(tmp_path))
     assert (run.steps, run.of_steps) == (896, 1000)  # updates of 128
     assert "--steps 50000" in run.settings
     [cell] = runs.cells(whole, short, tmp_path, games=["Catch-v0"], variants=["soft_q"])
@@ -355,7 +362,7 @@ def test_results_keep_the_runs_of_others(done: Path, tmp_path: Path) -> None:
 
 def test_a_finished_run_is_known_from_its_files(done: Path) -> None:
     quick = STUDIES["figure3"].presets["quick"]
-    which = {"games": ["Catch-v0"], "seeds": [0, 1], "variants": ["soft_q"]}
+    which: dict[str, Any] = {"games": ["Catch-v0"], "seeds": [0, 1], "variants": ["soft_q"]}
     [cell] = runs.cells(STUDIES["figure3"], quick, done, **which, steps=2_000)
     about = json.loads((cell.out / "run.json").read_text())
     assert cell.done == about["sessions"][-1]["to_step"]

@@ -11,6 +11,7 @@ from jax import Array
 
 import jaxsoft
 from jaxsoft import SolveStatus
+from tests.support.trees import structure
 
 N, INPUTS, HIDDEN, A = 12, 5, 6, 4
 Params = dict[str, Array]
@@ -36,7 +37,7 @@ def problem(
     return log_prob_fn, params, jnp.asarray(rng.normal(size=N), dtype)
 
 
-def flat(tree: Params) -> np.ndarray:
+def flat(tree: optax.Params) -> np.ndarray:
     return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
 
 
@@ -266,7 +267,7 @@ def test_the_optax_face_multiplies_any_gradient(solver: str) -> None:
     )
 
     @jax.jit
-    def update(params: Params, gradient: Params) -> tuple[Params, optax.OptState]:
+    def update(params: Params, gradient: Params) -> tuple[optax.Updates, optax.OptState]:
         state = optimiser.init(params)
         return optimiser.update(gradient, state, params, log_prob_fn=log_prob_fn)
 
@@ -277,7 +278,7 @@ def test_the_optax_face_multiplies_any_gradient(solver: str) -> None:
     np.testing.assert_allclose(flat(updates), expected, rtol=1e-6, atol=1e-8)
     assert state[1].info.status == SolveStatus.CONVERGED
     # The state keeps its structure, as a scan over updates needs.
-    assert jax.tree.structure(state) == jax.tree.structure(optimiser.init(params))
+    assert structure(state) == structure(optimiser.init(params))
     for one, other in zip(
         jax.tree.leaves(state), jax.tree.leaves(optimiser.init(params)), strict=True
     ):

@@ -1,4 +1,4 @@
-"""Saves as quickly as it can until it is killed: `test_checkpoint.py` runs and kills this.
+"""Saves as fast as it can until it is killed: `test_checkpoints.py` runs and kills this.
 
 python checkpoint_writer.py DIR. Every line it prints is a step whose save is reported as finished.
 """

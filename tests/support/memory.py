@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,6 +19,11 @@ def resident() -> int:
     if not STATM.exists():
         return 0
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def temporaries(compiled: Any) -> int:
+    """Bytes that a compiled program holds besides its arguments and results."""
+    return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
 def release() -> None:

@@ -134,7 +134,7 @@ def random_policy(seed: int, prior: Array) -> Array:
 # ---- 2. Action values and policies (sections 2 and 3.2) ------------------------------------------
 
 
-def soft_value(q: Array, tau: float, prior: Array) -> Array:
+def soft_value(q: Array, tau: float | np.longdouble, prior: Array) -> Array:
     """tau log sum_a prior exp(q/tau), [...]: (29), (11) and (55) corrected; the max at tau = 0."""
     allowed = prior > 0
     top = np.max(np.where(allowed, np.real(q), -np.inf), axis=-1)

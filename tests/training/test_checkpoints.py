@@ -20,6 +20,7 @@ import pytest
 
 from jaxsoft.training.checkpoints import Checkpoints, read_config
 from tests.support import checkpoint_writer
+from tests.support.trees import structure
 
 CONFIG = {"env": "Pong-v5", "rate": 2.5e-4, "net": {"width": 64, "sizes": [32, 32]}, "seed": None}
 
@@ -37,9 +38,13 @@ def ramp(step):
     return {"x": jnp.arange(5) + step}
 
 
+def bits(x):
+    return np.asarray(x).tobytes()
+
+
 def assert_same(restored, expected):
     """The same kinds, dtypes and bits."""
-    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    assert structure(restored) == structure(expected)
     for new, old in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
         if not hasattr(old, "dtype"):
             assert type(new) is type(old)
@@ -47,11 +52,11 @@ def assert_same(restored, expected):
             continue
         assert isinstance(new, type(old))
         assert (new.dtype, new.shape) == (old.dtype, old.shape)
-        data = jnp.asarray
         if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             assert jax.random.key_impl(new) == jax.random.key_impl(old)
-            data = jax.random.key_data
-        assert np.asarray(data(new)).tobytes() == np.asarray(data(old)).tobytes()
+            assert bits(jax.random.key_data(new)) == bits(jax.random.key_data(old))
+        else:
+            assert bits(new) == bits(old)
 
 
 DTYPES = "bool int4 int8 int16 int32 int64 uint8 uint16 uint32 uint64 float8_e4m3fn bfloat16 "
@@ -98,7 +103,7 @@ def test_trees_come_back(tmp_path):
     np.testing.assert_array_equal(
         jax.random.normal(restored.extra[3], (3,)), jax.random.normal(state.extra[3], (3,))
     )
-    # A number that adapts to other dtypes goes on doing so.
+    # A number that adapts to other dtypes keeps doing so.
     assert (jnp.ones(2, jnp.bfloat16) * restored.extra[-2]).dtype == jnp.bfloat16
 
 
@@ -369,7 +374,7 @@ def save_and(report, checkpoints, step, state):
     report()
 
 
-def full_then_mended(directory, fill, mend, number):
+def full_then_freed(directory, fill, free, number):
     """A save fails in the background, is reported once, harms nothing, and the next succeeds."""
     with open_(directory, keep=2) as checkpoints:
         checkpoints.save(1, random_bytes(2, 1))
@@ -384,7 +389,7 @@ def full_then_mended(directory, fill, mend, number):
                 assert checkpoints.latest() == 1
                 assert [path.name for path in directory.glob("*[0-9]")] == ["1"]
         finally:
-            mend()
+            free()
         assert_same(checkpoints.restore(random_bytes(2, 0)), (1, random_bytes(2, 1)))
         checkpoints.save(2, random_bytes(2, 2))
         checkpoints.wait()
@@ -394,7 +399,7 @@ def full_then_mended(directory, fill, mend, number):
 
 def test_too_large_a_file(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    full_then_mended(
+    full_then_freed(
         tmp_path,
         lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1])),
         lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
@@ -408,7 +413,7 @@ def test_a_full_disk(disk, room):
         free = os.statvfs(disk)
         (disk / "filler").write_bytes(b"\0" * (free.f_bavail * free.f_bsize - room))
 
-    full_then_mended(disk, fill, (disk / "filler").unlink, errno.ENOSPC)
+    full_then_freed(disk, fill, (disk / "filler").unlink, errno.ENOSPC)
 
 
 def test_a_disk_that_cannot_be_written_to(disk):
@@ -454,6 +459,7 @@ def kill(directory, moment):
         text=True,
     )
     with writer:
+        assert writer.stdout is not None
         first = writer.stdout.readline()
         time.sleep(moment)
         writer.kill()

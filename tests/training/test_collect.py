@@ -1,6 +1,7 @@
 """Rollouts and scores: no sum crosses an auto-reset, and every kind of end bootstraps rightly."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from jaxsoft.agents.base import Rollout, TimeStep
 from jaxsoft.environments.autoreset import interpret
 from jaxsoft.training.collect import assemble, no_games, score
 from tests.support import worlds
-from tests.support.steps import ends
+from tests.support.steps import ends, of_numpy
 
 
 @functools.cache
@@ -132,7 +133,7 @@ def test_ends_have_one_vocabulary():
 def finished_games(steps):
     """[(return, length)] of each seed's finished games, one step at a time."""
     length, seeds, envs = steps.score.shape
-    games = [[] for _ in range(seeds)]
+    games: list[list[Any]] = [[] for _ in range(seeds)]
     for s, n in np.ndindex(seeds, envs):
         total, played = 0.0, 0
         for t in range(length):
@@ -152,7 +153,7 @@ def sums(games):
 
 
 def in_chunks(steps, size):
-    games, total = no_games(steps.first.shape[1:]), 0
+    games, total = no_games(steps.first.shape[1:]), np.zeros(())
     one = jax.jit(score)
     for start in range(0, len(steps.first), size):
         games, finished = one(games, jax.tree.map(lambda x, a=start: x[a : a + size], steps))
@@ -192,7 +193,7 @@ def test_only_whole_games_are_scored():
 def test_the_score_is_raw():
     one = np.ones((1, 1, 1), np.float32)
     yes = one > 0
-    step = TimeStep(None, one, 0 * one, yes, one, ~yes, 30 * one, yes)
+    step = of_numpy(TimeStep, None, one, 0 * one, yes, one, ~yes, 30 * one, yes)
     _, finished = score(no_games((1, 1)), step)
     np.testing.assert_array_equal(np.stack(finished)[:, 0], [1, 30, 900, 1])
 

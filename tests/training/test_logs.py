@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,8 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, rows:
 
 def test_the_first_row_fixes_the_columns(path: Path) -> None:
     with CsvLog(path) as log:
-        log.write({"loss": 0.5, "seed": 1, "step": 8, "kl": np.float32(0.1)})
+        first: dict[str, Any] = {"loss": 0.5, "seed": 1, "step": 8, "kl": np.float32(0.1)}
+        log.write(first)
         log.write({"step": 16, "seed": 1})
         assert path.read_text() == (
             "step,seed,episode_return,episodes,steps_per_second,loss,kl\n8,1,,,,0.5,0.1\n16,1,,,,,\n"

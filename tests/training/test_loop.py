@@ -18,6 +18,7 @@ from jaxsoft.training.graph import GraphLoop
 from jaxsoft.training.host import HostLoop
 from jaxsoft.training.loop import initial, split
 from tests.support import worlds
+from tests.support.trees import structure
 
 LENGTH, ENVS = 6, 4
 
@@ -107,10 +108,15 @@ def summed(reports):
     return jax.tree.map(lambda *x: sum(x), *reports)
 
 
-compilations = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda name, _, **__: compilations.append(name) if "backend_compile" in name else None
-)
+compilations: list[str] = []
+
+
+def note_compilation(event: str, duration_secs: float, **_: str | int) -> None:
+    if "backend_compile" in event:
+        compilations.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(note_compilation)
 
 
 def plain(tree):
@@ -174,7 +180,7 @@ def _ran(driver, game, calls, seeds, in_turn):
 
 def assert_same(a, b, rtol=0.0):
     """Exactly, or parameters and what follows from them to a tolerance."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert structure(a) == structure(b)
     for (path, x), (_, y) in zip(
         jax.tree_util.tree_leaves_with_path(a), jax.tree_util.tree_leaves_with_path(b), strict=True
     ):
@@ -182,8 +188,8 @@ def assert_same(a, b, rtol=0.0):
         assert (x.dtype, x.shape) == (y.dtype, y.shape), name
         exact = any(word in name for word in ("rollout", "finished", "key", "bits", "updates"))
         exact &= "extras" not in name
-        tolerance = {"rtol": 0 if exact else rtol, "atol": 0 if exact else rtol}
-        np.testing.assert_allclose(x, y, err_msg=name, **tolerance)
+        tolerance = 0 if exact else rtol
+        np.testing.assert_allclose(x, y, err_msg=name, rtol=tolerance, atol=tolerance)
 
 
 ONES, CALLS = (1,) * 5, (1, 2, 1, 3)
@@ -488,6 +494,8 @@ def test_what_a_loop_is_made_of():
     for pools in ([], [one, two]):
         with pytest.raises(ValueError, match="the same number of seeds"):
             HostLoop(pools, linear_agent("Catch-v0"), length=3)
-    for make_loop, environment in ((GraphLoop, worlds.World(2)), (HostLoop, [one])):
-        with pytest.raises(ValueError, match="length"):
-            make_loop(environment, None, length=0)
+    agent = linear_agent("Catch-v0")
+    with pytest.raises(ValueError, match="length"):
+        GraphLoop(worlds.World(2), agent, length=0)
+    with pytest.raises(ValueError, match="length"):
+        HostLoop([one], agent, length=0)

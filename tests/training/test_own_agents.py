@@ -22,7 +22,7 @@ DRIVERS = ("graph", "host", "halves")
 
 def loop_of(driver, game, agent, **options):
     """A loop on one pool, or from the host on two."""
-    shared = {"num_envs": ENVS, "seeds": SEEDS, "num_threads": 1} | options
+    shared: dict[str, Any] = {"num_envs": ENVS, "seeds": SEEDS, "num_threads": 1} | options
     if driver == "graph":
         return GraphLoop(EnvPool(game, **shared), agent, length=LENGTH)
     parts = {"host": [(0, ENVS)], "halves": [(0, 1), (1, ENVS)]}[driver]
