@@ -318,7 +318,7 @@ def table_agent(update=lambda rollout: rollout, rate=3.0):
         return jax.random.normal(key, (worlds.PLACES, worlds.ACTIONS))
 
     def q_loss(at, rollout, objective):
-        kl = jaxsoft.kl_to_prior(at.log_pi, objective.log_prior)
+        kl = jaxsoft.kl_to_prior(at.log_pi[:-1], objective.log_prior)
         target = on_policy.soft_targets(at, kl, rollout, objective)
         return losses.soft_q_loss(at.q[:-1], rollout.action, target)
 
