@@ -94,6 +94,8 @@ class Policy:
         """
         if key is None and self._how == "greedy":
             key = jax.random.key(0)
+        if isinstance(key, Array) and key.dtype == jnp.uint32:
+            key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
         if not isinstance(key, Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             fix = "Pass jax.random.key(seed), a new one with each call."
             raise TypeError(_checks.sentence("Policy", f"`key` = {key}", "one JAX key", fix))
