@@ -404,7 +404,7 @@ def initialise(module, x):
         (initialise(Conv(3, 8, 3), normal(0, 1, 84, 84, 3)), "a kernel that the stride divides"),
         (initialise(NatureCNN(), images(0, 1, 4, 35, 84)), r"2 x \d+ for kernel 3"),
         (initialise(ActorCritic(NatureCNN(), A, 3), images(0, 84, 84)), "at least 3 axes"),
-        (initialise(QNetwork(MLP(), A, 1), np.float32(0)), "given an observation "),
+        (initialise(QNetwork(MLP(), A, 1), np.float32(0)), "got an observation "),
     ],
 )
 def test_mistakes_are_named(call, words):

@@ -187,18 +187,23 @@ def test_images_are_uint8_stacks():
         ),
         (np.zeros((10, 5)), None, TypeError, r"got `key` = None\. Pass jax\.random\.key\(seed\)"),
         (np.zeros((10, 5)), 7, TypeError, "expected one JAX key, got `key` = 7"),
-        (np.zeros((10, 5)), "raw", TypeError, r"expected one JAX key, got `key` = \[0 0\]"),
         (np.zeros((10, 5)), "two", ValueError, r"expected one key, got keys of shape \[2\]"),
     ],
 )
 def test_what_it_cannot_act_on_is_refused(seen, key, error, message, run):
     keys = {
         0: jax.random.key(0),
-        "raw": jax.random.PRNGKey(0),
         "two": jax.random.split(jax.random.key(0)),
     }
     with pytest.raises(error, match=message):
         jaxsoft.load_policy(run)(seen, keys.get(key, key))
+
+
+def test_keys_may_be_raw(run):
+    policy, seen = jaxsoft.load_policy(run), np.zeros((32, 10, 5))
+    np.testing.assert_array_equal(
+        policy(seen, jax.random.PRNGKey(3)), policy(seen, jax.random.key(3))
+    )
 
 
 @pytest.mark.parametrize(

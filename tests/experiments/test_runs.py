@@ -155,7 +155,7 @@ def test_runs_of_other_settings_are_not_taken_for_these(
     words[words.index("2_000")] = "4_000"
     assert command.main("figure3", words) == 2
     said = capsys.readouterr().err
-    assert "--steps 4_000: the run there has 2_000" in said
+    assert "--steps 4_000: the run there has --steps 2_000" in said
 
 
 def test_a_run_that_another_process_holds_is_left_to_it(
@@ -234,8 +234,8 @@ def test_the_nearest_runs_are_of_the_game_then_the_algorithm_and_never_of_other_
     ).assign(device="cpu", seeds="0", disk_bytes=1)
 
     def rate(game: str, algorithm: str) -> float:
-        words = ("--game", game, "--algorithm", algorithm, "--steps", "1000")
-        cell = runs.Cell(game, "v", (0,), 1_000, words, Path("none"))
+        words = ("--game", game, "--algorithm", algorithm, "--steps", "20_000")
+        cell = runs.Cell(game, "v", (0,), 20_000, words, Path("none"))
         return plan.costs([cell], known, "cpu")["rate"].item()
 
     assert rate("Breakout-v5", "soft_q") == 4
