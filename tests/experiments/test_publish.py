@@ -36,10 +36,10 @@ def test_tables_and_pages_are_of_the_csvs(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_changed_number_changes_the_table_and_the_page(tmp_path: Path) -> None:
-    folder = tmp_path / "figure1" / "quick"
-    shutil.copytree(RESULTS / "figure1" / "quick", folder)
+    folder = tmp_path / "limits" / "quick"
+    shutil.copytree(RESULTS / "limits" / "quick", folder)
     page = tmp_path / "page.md"
-    page.write_text("x\n<!-- results: figure1/quick return -->\n<!-- end -->\ny\n")
+    page.write_text("x\n<!-- results: limits/quick return -->\n<!-- end -->\ny\n")
     before = publish.texts(tmp_path, [page])
     assert before[folder / "table.md"] == (folder / "table.md").read_text()
     found = collected.read(folder)
