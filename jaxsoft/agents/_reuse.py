@@ -32,10 +32,10 @@ def kept(network: Callable[..., Any], params: Any, data: Any) -> tuple[Any, list
     Products inside loops, conditions and functions with derivatives of their own are not kept, nor
     those whose leading axis is another: whoever joins batches joins their products along it.
     """
-    batched, products = iter(_batched(network, params, data)), []
+    leads, products = _leads(network, params, data), []
 
     def keep(product: Array) -> Array:
-        if next(batched):
+        if leads(product):
             products.append(product)
         return product
 
@@ -47,10 +47,10 @@ def recalled(network: Callable[..., Any], params: Any, data: Any, products: Sequ
 
     Their values are taken for granted; derivatives go through them as if they had been computed.
     """
-    batched, values = iter(_batched(network, params, data)), iter(products)
+    leads, values = _leads(network, params, data), iter(products)
 
     def recall(product: Array) -> Array:
-        return _valued(product, next(values)) if next(batched) else product
+        return _valued(product, next(values)) if leads(product) else product
 
     return _evaluate(network, params, data, recall)
 
@@ -96,27 +96,25 @@ def pullback(
     return outputs(params, data, products), pull
 
 
-def _batched(network: Callable[..., Any], params: Any, data: Any) -> list[bool]:
-    """Of each product, whether its leading axis is the data's: it alone grows with the batch."""
+def _leads(network: Callable[..., Any], params: Any, data: Any) -> Callable[[Array], bool]:
+    """Of each product in turn, whether its leading axis is the data's: it grows with the batch."""
+    grown: list[tuple[int, ...]] = []
 
-    def shapes(more: int) -> list[tuple[int, ...]]:
-        found: list[tuple[int, ...]] = []
+    def note(product: Array) -> Array:
+        grown.append(product.shape)
+        return product
 
-        def note(product: Array) -> Array:
-            found.append(product.shape)
-            return product
+    more = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] + 1, *x.shape[1:]), x.dtype), data
+    )
+    jax.eval_shape(lambda p, x: _evaluate(network, p, x, note), params, more)
+    size, shapes = jax.tree.leaves(data)[0].shape[0], iter(grown)
 
-        grown = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((x.shape[0] + more, *x.shape[1:]), x.dtype), data
-        )
-        jax.eval_shape(lambda p, x: _evaluate(network, p, x, note), params, grown)
-        return found
+    def leads(product: Array) -> bool:
+        there = next(shapes)
+        return product.shape[:1] == (size,) and there == (size + 1, *product.shape[1:])
 
-    size = jax.tree.leaves(data)[0].shape[0]
-    return [
-        here == (size, *here[1:]) and there == (size + 1, *here[1:])
-        for here, there in zip(shapes(0), shapes(1), strict=True)
-    ]
+    return leads
 
 
 @jax.custom_jvp
