@@ -198,15 +198,11 @@ LOSSES: dict[str, tuple[tuple[str, ...], dict[str, Loss]]] = {
 }
 
 
-def torch_sides(name: str, net: Arrays, rollout: Arrays) -> dict[str, Callable[[], Any]]:
-    """PyTorch on the device that JAX uses, where it is installed."""
+def torch_peer() -> Any:
+    """PyTorch's side of everything, on the device that JAX uses; `None` where it is missing."""
     if importlib.util.find_spec("torch") is None:
-        return {}
-    torch_losses = importlib.import_module("benchmarks.peers.torch_losses")
-    calls: dict[str, Callable[[], Any]] = torch_losses.sides(
-        torch_losses.loss(name, TAU, N, C), net, rollout
-    )
-    return calls
+        return None
+    return importlib.import_module("benchmarks.peers.torch_losses")
 
 
 def agree(name: str, results: Mapping[str, Any]) -> None:
@@ -251,8 +247,9 @@ def loss_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
                 side: functools.partial(compiled(jax.value_and_grad(form)), net, rollout)
                 for side, form in forms.items()
             }
-            if dtype == jnp.float32 and (length, batch, count) in TORCH_SIZES:
-                calls |= torch_sides(name, net, rollout)
+            sized = dtype == jnp.float32 and (length, batch, count) in TORCH_SIZES
+            if sized and (peer := torch_peer()):
+                calls |= peer.sides(peer.loss(name, TAU, N, C), net, rollout)
             size = {"T": length, "B": batch, "A": count, "dtype": jnp.dtype(dtype).name}
             if dtype == jnp.float32:  # in half precision, the others compute in it as well
                 agree(f"{name} {size}", {side: call() for side, call in calls.items()})
@@ -360,9 +357,8 @@ def network_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
         calls = {"jaxsoft": ours}
         if jax.default_backend() == "cpu" and batch <= 2048:
             calls["jax, convolutions as they are"] = through_network(True, frames, rest)[1]
-        if importlib.util.find_spec("torch") is not None:
-            torch_losses = importlib.import_module("benchmarks.peers.torch_losses")
-            calls["torch"] = torch_losses.network(params, frames, rest, TAU, C)
+        if peer := torch_peer():
+            calls["torch"] = peer.network(params, frames, rest, TAU, C)
         agree(f"network {batch}", {name: f()[0] for name, f in calls.items()})
         seconds = harness.measure(calls, repetitions=3 if batch > 320 else 7)
         for name in calls:

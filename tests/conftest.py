@@ -26,10 +26,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-# Tracing leaves many young objects and few cycles: with the usual thresholds, a twentieth of the
-# time goes into looking for them.
+# Tracing leaves many young objects and few cycles, which are looked for too often by default.
 gc.set_threshold(100_000, 50, 100)
-# Two processes of a whole run stay below 4 GB, those that tests start included.
 watch = memory.Watch(room=2**30)
 
 

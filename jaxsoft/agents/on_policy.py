@@ -12,6 +12,7 @@ from parameters to a direction. Either kind can be a function of your own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import jaxsoft
+from jaxsoft import boltzmann
 from jaxsoft.agents import _reuse, temperature
 from jaxsoft.agents._descent import Trained, descend
 from jaxsoft.agents.base import Agent, Metrics, NetworkFn, Params, Rollout, mean
@@ -123,31 +125,23 @@ def soft_targets(at: Heads, kl_tm1: Array, rollout: Rollout, objective: Objectiv
 
 def a2c(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Advantage actor-critic with the entropy in the return, (80), (84)-(86)."""
-    return jaxsoft.actor_critic(
-        at.v,
-        at.log_pi,
-        rollout.action,
-        r_t=rollout.reward,
-        value_coef=objective.value_coef,
-        **objective.on(rollout),
-    )
+    return _of_value_and_policy(jaxsoft.actor_critic, at, rollout, objective)
 
 
 def soft_q(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Soft Q-learning on Q = V + τ log(π/π̄), scaled as A2C is, §6.3."""
-    return jaxsoft.tied_soft_q(
-        at.v,
-        at.log_pi,
-        rollout.action,
-        r_t=rollout.reward,
-        value_coef=objective.value_coef,
-        **objective.on(rollout),
-    )
+    return _of_value_and_policy(jaxsoft.tied_soft_q, at, rollout, objective)
 
 
 def a2c_naive(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Advantage actor-critic with an entropy bonus outside the return, (79)."""
-    return jaxsoft.naive_actor_critic(
+    return _of_value_and_policy(jaxsoft.naive_actor_critic, at, rollout, objective)
+
+
+def _of_value_and_policy(
+    algorithm: Callable[..., Array], at: Heads, rollout: Rollout, objective: Objective
+) -> Array:
+    return algorithm(
         at.v,
         at.log_pi,
         rollout.action,
@@ -328,7 +322,7 @@ def agent_along(
             out, products = network(state.params, observation), []
         log_pi = head(out, now(state)).log_pi
         action = jaxsoft.sample_actions(key, log_pi)
-        return action, carry, Acted(_log_prob(log_pi, action), products)
+        return action, carry, Acted(jaxsoft.take_action(log_pi, action), products)
 
     def greedy(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, None]:
         del key
@@ -346,10 +340,6 @@ def agent_along(
     return Agent(init, act, update, greedy)
 
 
-def _log_prob(log_pi: Array, action: Array) -> Array:
-    return jnp.take_along_axis(log_pi, action[..., None], axis=-1)[..., 0]
-
-
 def starts_of(at: Heads) -> Heads:
     """Without the last state, held fixed."""
     return jax.lax.stop_gradient(Heads(*(x[:-1] for x in at)))
@@ -364,14 +354,14 @@ def _describe(
     """
     actions = starts.log_pi.shape[-1]
     kl = jaxsoft.kl_to_prior(starts.log_pi, log_prior)
-    measure = -jnp.log(actions) if log_prior is None else jnp.asarray(log_prior)
-    if measure.ndim:
+    measure = boltzmann.log_prior_of(log_prior, actions)
+    if jnp.ndim(measure):
         negative_entropy = jaxsoft.kl_to_prior(starts.log_pi, 0.0)
     else:
-        negative_entropy = kl + measure.astype(kl.dtype)
+        negative_entropy = kl + measure
     means = {
         "value": mean(starts.v, rollout.weight),
         "entropy": mean(-negative_entropy, rollout.weight),
-        "kl": mean(negative_entropy + jnp.log(actions).astype(kl.dtype), rollout.weight),
+        "kl": mean(negative_entropy + math.log(actions), rollout.weight),
     }
     return means, mean(kl, rollout.weight)

@@ -205,7 +205,7 @@ class Algorithm:
 def settings_of(name: str, given: Mapping[str, Any], *, images: bool) -> Settings:
     """The settings of an algorithm: its defaults, and what was given instead."""
     table = ALGORITHMS[name].defaults(images=images)
-    return ALGORITHMS[name].settings(**table | dict(given)).completed()
+    return ALGORITHMS[name].settings(**table | dict(given))
 
 
 _REPLAY = {
@@ -218,7 +218,14 @@ _REPLAY = {
     "schedule": "constant",
     "max_gradient_norm": 10.0,
 }
-_SMALL_REPLAY = _REPLAY | {"learning_rate": 1e-3, "schedule": "linear"}
+_FROM_REPLAY: dict[str, Any] = {
+    "head": "q",
+    "settings": Replay,
+    "make": from_replay,
+    "seeds": "side by side",
+    "images": _REPLAY,
+    "vectors": _REPLAY | {"learning_rate": 1e-3, "schedule": "linear"},
+}
 _SOLVED = {"optimiser": "sgd", "learning_rate": 0.3, "max_gradient_norm": 5.0}
 
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
@@ -296,33 +303,18 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
         ),
         "dqn": Algorithm(
             "replay, target network, hard maximum (81)",
-            head="q",
-            settings=Replay,
-            make=from_replay,
-            seeds="side by side",
-            images=_REPLAY,
-            vectors=_SMALL_REPLAY,
+            **_FROM_REPLAY,
             fixed={"tau": 0.0},
         ),
         "soft_dqn_kl": Algorithm(
             "the same with the soft maximum of a KL penalty (82)",
-            head="q",
-            settings=Replay,
-            make=from_replay,
-            seeds="side by side",
-            images=_REPLAY,
-            vectors=_SMALL_REPLAY,
+            **_FROM_REPLAY,
             fixed={"prior": "uniform"},
             soft=True,
         ),
         "soft_dqn_entropy": Algorithm(
             "the same with that of an entropy bonus (83)",
-            head="q",
-            settings=Replay,
-            make=from_replay,
-            seeds="side by side",
-            images=_REPLAY,
-            vectors=_SMALL_REPLAY,
+            **_FROM_REPLAY,
             fixed={"prior": "counting"},
             soft=True,
         ),

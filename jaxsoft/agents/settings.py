@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, cast
 
 from jaxsoft.agents.on_policy import Objective
 
@@ -135,7 +135,7 @@ class Settings:
         least=1,
         type=count,
     )
-    n: int | None = option(
+    n: int = option(
         "steps to the bootstrap", group="objective", source="§6.1-6.3", least=1, type=count
     )
     discount: float = option(
@@ -190,17 +190,15 @@ class Settings:
         type=float,
     )
 
+    def __post_init__(self) -> None:
+        """An n that is left open, `None`, is the rollout's length."""
+        if cast("int | None", self.n) is None:
+            object.__setattr__(self, "n", self.rollout_length)
+
     def objective(self) -> Objective:
         """What is maximised."""
         log_prior = None if self.prior == "uniform" else 0.0
-        n = self.rollout_length if self.n is None else self.n
-        return Objective(self.tau, self.discount, n, 0.5, log_prior)
-
-    def completed(self) -> Self:
-        """With n as long as the rollout, where it was left open."""
-        # `n` is annotated as what it is once complete.
-        is_open = vars(self)["n"] is None
-        return dataclasses.replace(self, n=self.rollout_length) if is_open else self
+        return Objective(tau=self.tau, discount=self.discount, n=self.n, log_prior=log_prior)
 
     def updates(self, steps: int) -> int:
         """Rollouts of a run of so many environment steps."""
@@ -228,7 +226,7 @@ class OnPolicy(Settings):
     def check(self, steps: int) -> None:
         """As for all, and n within the rollout."""
         super().check(steps)
-        if self.n is not None and self.n > self.rollout_length:
+        if self.n > self.rollout_length:
             raise SettingsError(
                 f"--n {self.n} is longer than --rollout-length {self.rollout_length}. An n-step "
                 "return ends with its rollout. Lengthen that, or give a smaller n."

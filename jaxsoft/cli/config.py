@@ -242,6 +242,7 @@ def to_json(config: Config) -> dict[str, Any]:
     first = {name: values.pop(name) for name in ("game", "algorithm", "steps", "seeds")}
     net = {name: values.pop(name) for name in ("hidden", "centred", "dtype")}
     shared = {name: own.pop(name) for name in common}
+    # In this order: committed results name their settings in it, and are compared as text.
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in (first | shared | net | own | values).items()

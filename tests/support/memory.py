@@ -1,6 +1,6 @@
 """Compiled programs, which JAX keeps for as long as a process lives, given back when they pile up.
 
-A test process of the whole suite would otherwise grow to 4.7 GB.
+A test process of the whole suite would otherwise grow by gigabytes.
 """
 
 import ctypes
