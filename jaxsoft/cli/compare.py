@@ -17,7 +17,7 @@ from jaxsoft.agents.registry import ALGORITHMS
 from jaxsoft.agents.settings import count
 from jaxsoft.cli import assembly, evaluate, plot, train
 from jaxsoft.cli.config import ConfigError, look_up
-from jaxsoft.cli.options import Parser, parse, stop_with
+from jaxsoft.cli.options import Parser, called, parse, stop_with
 from jaxsoft.training.logs import read_csv
 
 __all__ = ["equivalence", "main", "summarise"]
@@ -138,5 +138,5 @@ def main(words: Sequence[str] | None = None) -> int:
     for out in runs.values():
         print(f"Checkpoints:     {out / 'checkpoints'}")
     print(f"\nAll of it took {time.monotonic() - started:.0f} s. Play with what was learned:")
-    print(f"  jaxsoft evaluate {next(iter(runs.values()))}")
+    print(f"  {called()} evaluate {next(iter(runs.values()))}")
     return 0

@@ -26,7 +26,7 @@ from jaxsoft.cli.config import (
     to_json,
 )
 
-__all__ = ["Parser", "parse", "parser", "stop_with"]
+__all__ = ["Parser", "called", "parse", "parser", "stop_with"]
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -228,6 +228,12 @@ def _agreed(before: Config, given: dict[str, Any], runtime: Runtime) -> Config:
             + "\nLeave them out, or name another folder."
         )
     return before
+
+
+def called() -> str:
+    """How to call this command again: by its path where a shell does not find its name."""
+    path = Path(sys.argv[0])
+    return str(path) if path.name == "jaxsoft" and not shutil.which("jaxsoft") else "jaxsoft"
 
 
 def stop_with(message: object) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxsoft.cli import assembly, evaluate, plot
 from jaxsoft.cli.config import Config, ConfigError, Runtime, look_up, to_json
-from jaxsoft.cli.options import parse, stop_with
+from jaxsoft.cli.options import called, parse, stop_with
 from jaxsoft.training.checkpoints import Checkpoints
 from jaxsoft.training.logs import CsvLog, TensorBoardLog, writing
 from jaxsoft.training.loop import Report, TrainState, initial
@@ -92,7 +92,7 @@ def train(config: Config, runtime: Runtime) -> int:
             run.advance(done, last, signals)
     _draw(config, out)
     if signals.received is not None:
-        print(f"Saved in {out}; continue with: jaxsoft train --resume --out {out}")
+        print(f"Saved in {out}; continue with: {called()} train --resume --out {out}")
         return 128 + signals.received
     if runtime.video is not None:
         evaluate.record(evaluate.load(out), runtime.video)

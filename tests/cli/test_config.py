@@ -4,6 +4,8 @@ import argparse
 import importlib
 import json
 import re
+import shutil
+import sys
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxsoft.agents.registry import ALGORITHMS
 from jaxsoft.agents.settings import count, flag, said, word
-from jaxsoft.cli import compare, evaluate, main, train
+from jaxsoft.cli import compare, evaluate, main, options, train
 from jaxsoft.cli import plot as plotting
 from jaxsoft.cli.config import (
     Config,
@@ -586,3 +588,17 @@ def test_help_lists_the_algorithms_and_whose_each_setting_is(monkeypatch, capsys
         for name in explained(section(text, f"only {title}")):
             found[name] = title.split(", ")
     assert found == {flag(name): HAVING[name] for name in SPECIAL}
+
+
+@pytest.mark.parametrize(
+    ("argv", "found", "expected"),
+    [
+        (".venv/bin/jaxsoft", None, ".venv/bin/jaxsoft"),
+        ("/usr/bin/jaxsoft", "/usr/bin/jaxsoft", "jaxsoft"),
+        ("somewhere/__main__.py", None, "jaxsoft"),
+    ],
+)
+def test_a_command_is_named_as_a_shell_finds_it(monkeypatch, argv, found, expected):
+    monkeypatch.setattr(sys, "argv", [argv])
+    monkeypatch.setattr(shutil, "which", lambda _: found)
+    assert options.called() == expected
