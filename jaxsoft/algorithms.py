@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, natural, returns
 from jaxsoft._typing import Float, Integer, Scalar, Shaped
 from jaxsoft.losses.policy_gradient import actor_critic_loss
+from jaxsoft.natural import solve
 
 __all__ = [
     "actor_critic",
@@ -69,6 +69,9 @@ def n_step_soft_q(
       Losses [T, ...].
     """
     name = "n_step_soft_q"
+    _checks.arguments(
+        name, r_t=r_t, discount_t=discount_t, tau=tau, n=n, log_prior=log_prior, cut_t=cut_t
+    )
     q = _checks.states(name, "q", q, "a_tm1", a_tm1)
     frozen = jax.lax.stop_gradient(
         q if target_q is None else _checks.states(name, "target_q", target_q, "a_tm1", a_tm1)
@@ -116,6 +119,16 @@ def actor_critic(
     Correction: (79), (80) lack the bootstrap γⁿV(s_{t+n}).
     """
     name = "actor_critic"
+    _checks.arguments(
+        name,
+        r_t=r_t,
+        discount_t=discount_t,
+        tau=tau,
+        n=n,
+        value_coef=value_coef,
+        log_prior=log_prior,
+        cut_t=cut_t,
+    )
     at = _states(name, v, log_pi, a_tm1, log_prior)
     target_t = returns.n_step_soft_q_targets(
         at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
@@ -153,6 +166,16 @@ def naive_actor_critic(
     all. Arguments and result are those of `actor_critic`.
     """
     name = "naive_actor_critic"
+    _checks.arguments(
+        name,
+        r_t=r_t,
+        discount_t=discount_t,
+        tau=tau,
+        n=n,
+        value_coef=value_coef,
+        log_prior=log_prior,
+        cut_t=cut_t,
+    )
     at = _states(name, v, log_pi, a_tm1, log_prior)
     target_t = returns.n_step_soft_q_targets(
         at.v, 0.0, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
@@ -189,7 +212,18 @@ def tied_soft_q(
     Its expected gradient over a_t ∼ π is that of `actor_critic`: one line of the two differs, the
     loss. Arguments and result are those of `actor_critic`.
     """
-    at = _states("tied_soft_q", v, log_pi, a_tm1, log_prior)
+    name = "tied_soft_q"
+    _checks.arguments(
+        name,
+        r_t=r_t,
+        discount_t=discount_t,
+        tau=tau,
+        n=n,
+        value_coef=value_coef,
+        log_prior=log_prior,
+        cut_t=cut_t,
+    )
+    at = _states(name, v, log_pi, a_tm1, log_prior)
     target_t = returns.n_step_soft_q_targets(
         at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
@@ -248,8 +282,19 @@ def damped_natural_q(
     Correction: (78) needs ε/τ for ε, (71) π_θold in its bracket.
     """
     name = "damped_natural_q"
-    if _checks.concrete(tau) and not np.all(np.asarray(tau) > 0):
-        raise _checks.fail(name, str(tau), "tau > 0", "At τ = 0 no policy gradient exists.")
+    _checks.callable_(name, "q_fn", q_fn, "params -> q [T+1, ..., A]")
+    _checks.arguments(
+        name,
+        r_t=r_t,
+        discount_t=discount_t,
+        n=n,
+        log_prior=log_prior,
+        cut_t=cut_t,
+        weight=weight,
+    )
+    solve.check(name, damping, solver)
+    tau = _checks.scalar(name, "tau", tau, positive="At tau = 0 no policy gradient exists.")
+    epsilon = _checks.scalar(name, "epsilon", epsilon)
     q = _checks.states(name, "q_fn(params)", q_fn(params), "a_tm1", a_tm1)
     v, kl = boltzmann.value_and_kl(q, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(
@@ -265,7 +310,7 @@ def damped_natural_q(
     direction, info = natural.natural_gradient(
         log_prob_fn, params, improvement, damping=damping, solver=solver, weight=weight
     )
-    length = jnp.asarray(epsilon) / tau
+    length = epsilon / tau
     return jax.tree.map(lambda x: (length * x).astype(x.dtype), direction), info
 
 

@@ -114,7 +114,7 @@ def kl_to_prior(
     """
     log_pi, log_prior, dtype = _pair("kl_to_prior", "log_pi", log_pi, log_prior)
     pi = jnp.exp(log_pi)
-    ratio = jnp.where(pi > 0, log_pi - log_prior, 0)
+    ratio = jnp.where(pi != 0, log_pi - log_prior, 0)
     return jnp.sum(pi * ratio, axis=-1).astype(dtype)
 
 
@@ -144,7 +144,7 @@ def policy_value(
     log_pi = _checks.floating("policy_value", "log_pi", log_pi)
     _same_shape("policy_value", "log_pi", log_pi, "q", q)
     pi = jnp.exp(log_pi.astype(q.dtype))
-    expected_q = jnp.sum(pi * jnp.where(pi > 0, q, 0), axis=-1, keepdims=True)
+    expected_q = jnp.sum(pi * jnp.where(pi != 0, q, 0), axis=-1, keepdims=True)
     kl = kl_to_prior(log_pi.astype(q.dtype), log_prior)[..., None]
     return (expected_q - tau * kl)[..., 0].astype(dtype)
 
@@ -180,7 +180,7 @@ def q_from_policy(
             "Drop a trailing axis of size one from the value head: value[..., 0].",
         )
     dtype = jnp.promote_types(value.dtype, dtype) if value.ndim else dtype
-    taken = log_pi > -jnp.inf
+    taken = log_pi != -jnp.inf
     ratio = jnp.where(taken, log_pi, 0) - jnp.where(taken, log_prior, 0)
     q = value.astype(log_pi.dtype)[..., None] + tau * ratio
     return jnp.where(taken, q, -jnp.inf).astype(dtype)
@@ -244,7 +244,6 @@ def _enter(
 ) -> tuple[tuple[Array, Array, Array], jnp.dtype]:
     """Checks and broadcasts; returns ((q [..., A], tau [..., 1] or [], log π̄), result dtype)."""
     q, log_prior, dtype = _pair(function, name, q, log_prior)
-    _checks.at_least(function, "tau", tau, 0.0)
     tau = _checks.floating(function, "tau", tau).astype(q.dtype)
     if tau.ndim:
         batch = q.shape[:-1]
@@ -315,37 +314,40 @@ class _Boltzmann(NamedTuple):
 
 
 def _top(q: Array, log_prior: Array) -> Array:
-    return jnp.max(q, axis=-1, keepdims=True, where=log_prior > -jnp.inf, initial=-jnp.inf)
+    return jnp.max(q, axis=-1, keepdims=True, where=log_prior != -jnp.inf, initial=-jnp.inf)
 
 
 def _boltzmann(q: Array, tau: Array, log_prior: Array) -> _Boltzmann:
     top = _top(q, log_prior)
-    gap = jnp.where(log_prior > -jnp.inf, q, top) - top
-    # A gap of 0 stays 0 at every temperature; any other is −∞ at τ = 0.
-    scaled = jnp.where(gap < 0, jnp.where(gap < 0, gap, -1) / tau, 0)
+    gap = jnp.where(log_prior != -jnp.inf, q, top) - top
+    # At τ = 0 a gap of 0 stays 0, and any other is −∞. NaN passes every one of these tests.
+    hard = jnp.where(gap < 0, -jnp.inf, gap)
+    scaled = jnp.where(tau == 0, hard, gap / jnp.where(tau == 0, 1, tau))
+    # For τ above the gaps the mean is 1 − O(gap/τ): τ log(mean) keeps its digits only as log1p of
+    # a sum of expm1. Where little of the prior is near the best action that sum nears −1 and
+    # loses them, and the usual log-sum-exp is the exact form.
     if log_prior.ndim == 0:
-        size = q.shape[-1]
-        log_mass = log_prior + math.log(size)
-        log_share = jnp.full((), -math.log(size), q.dtype)
-        deficits = jnp.expm1(scaled)
-        deficit = jnp.mean(deficits, axis=-1, keepdims=True)
-        log_mean = jnp.log1p(deficit)
-        pi = (1 + deficits) / (size * (1 + deficit))
-    else:
-        log_mass = jax.nn.logsumexp(log_prior, axis=-1, keepdims=True)
-        log_share = log_prior - log_mass
-        # For τ above the gaps the mean is 1 − O(gap/τ): τ log(mean) keeps its digits only as
-        # log1p of a sum of expm1. Where the prior is small on the best action that sum nears
-        # −1 and loses them, and the usual log-sum-exp is the exact form.
-        deficit = jnp.sum(jnp.exp(log_share) * jnp.expm1(scaled), axis=-1, keepdims=True)
-        far = jax.nn.logsumexp(log_share + scaled, axis=-1, keepdims=True)
-        log_mean = jnp.where(deficit > -0.5, jnp.log1p(jnp.maximum(deficit, -0.5)), far)
-        pi = jnp.exp(log_share + scaled - log_mean)
-    return _Boltzmann(top, scaled, log_mass, log_mean, log_share + scaled - log_mean, pi)
+        size, log_mass = q.shape[-1], log_prior + math.log(q.shape[-1])
+        weights = jnp.exp(scaled)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        deficit = jnp.mean(jnp.expm1(scaled), axis=-1, keepdims=True)
+        near = jnp.log1p(jnp.maximum(deficit, -0.5))
+        is_near, log_size = deficit > -0.5, jnp.full((), math.log(size), q.dtype)
+        log_mean = jnp.where(is_near, near, jnp.log(total) - log_size)
+        log_pi = scaled - jnp.where(is_near, near + log_size, jnp.log(total))
+        return _Boltzmann(top, scaled, log_mass, log_mean, log_pi, weights / total)
+    log_mass = jax.nn.logsumexp(log_prior, axis=-1, keepdims=True)
+    log_share = log_prior - log_mass
+    deficit = jnp.sum(jnp.exp(log_share) * jnp.expm1(scaled), axis=-1, keepdims=True)
+    near = jnp.log1p(jnp.maximum(deficit, -0.5))
+    far = jax.nn.logsumexp(log_share + scaled, axis=-1, keepdims=True)
+    log_mean = jnp.where(deficit > -0.5, near, far)
+    log_pi = scaled + (log_share - log_mean)
+    return _Boltzmann(top, scaled, log_mass, log_mean, log_pi, jnp.exp(log_pi))
 
 
 def _expectation(pi: Array, x: Array) -> Array:
-    return jnp.sum(pi * jnp.where(pi > 0, x, 0), axis=-1, keepdims=True)
+    return jnp.sum(pi * jnp.where(pi != 0, x, 0), axis=-1, keepdims=True)
 
 
 @jax.custom_jvp
@@ -393,4 +395,4 @@ def _log_policy_jvp(
         - slope * dtau
         + (dlog_prior - _expectation(pi, dlog_prior))
     )
-    return log_pi, jnp.where(log_pi > -jnp.inf, tangent, 0)
+    return log_pi, jnp.where(log_pi == -jnp.inf, 0, tangent)

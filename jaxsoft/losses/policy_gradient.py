@@ -42,7 +42,7 @@ def policy_gradient_loss(
     Correction: (52) lacks −τ∇KL(s_t); in (49) that term stands outside ∇log π(…).
     """
     name = "policy_gradient_loss"
-    _checks.at_least(name, "tau", tau, 0.0)
+    _checks.arguments(name, log_prior=log_prior)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
     args = _checks.sequences(
@@ -108,6 +108,7 @@ def a2c_loss(
       [T, ...].
     """
     name = "a2c_loss"
+    _checks.arguments(name, log_prior=log_prior)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
     return actor_critic_loss(
@@ -134,7 +135,6 @@ def actor_critic_loss(
     value_coef: ArrayLike,
 ) -> Array:
     """`a2c_loss` of known KLs: that of the policy, and the one that the target includes."""
-    _checks.at_least(function, "tau", tau, 0.0)
     args = _checks.sequences(
         function,
         v_tm1=v_tm1,
@@ -185,10 +185,11 @@ def natural_regression_loss(
     1/(1 + ατ); (77)-(78) lack τ and the factor 1/τ of ε. (67) counts the step size twice.
     """
     name = "natural_regression_loss"
-    _checks.at_least(name, "tau", tau, 0.0)
+    _checks.arguments(name, log_prior=log_prior)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     fixed_old = _common.fixed(name, "log_pi_old_tm1", log_pi_old_tm1)
-    old_a, old_ratio = _common.log_ratio(name, fixed_old, a_tm1, log_prior, "log_pi_old_tm1")
+    old_a = _common.take(name, "log_pi_old_tm1", fixed_old, a_tm1)
+    old_ratio = _common.log_ratio(name, fixed_old, a_tm1, log_prior, "log_pi_old_tm1")
     args = _checks.sequences(
         name,
         log_pi_old=old_a,
