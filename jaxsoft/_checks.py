@@ -112,16 +112,21 @@ def in_range(function: str, name: str, x: object) -> None:
 
 def arguments(function: str, **inputs: object) -> None:
     """Checks by role, at the function that was called and not deep in what it is made of."""
+    steps: dict[str, Array] = {}
     for name, x in inputs.items():
         match name:
-            case "n" | "max_iterations":
+            case "n":
                 count(function, name, x)
             case "cut_t" | "weight" | "log_prior" if x is None:
                 pass
-            case "cut_t" | "weight":
-                real(function, name, x)
-            case _:
+            case "log_prior":
                 floating(function, name, x)
+            case "a_tm1" | "cut_t" | "weight":
+                steps[name] = real(function, name, x)
+            case _:
+                steps[name] = floating(function, name, x)
+    if any(x.ndim for x in steps.values()):
+        common_shape(function, **steps)
 
 
 def scalar(function: str, name: str, x: object, *, positive: str = "") -> Array:
@@ -136,11 +141,36 @@ def scalar(function: str, name: str, x: object, *, positive: str = "") -> Array:
     return array
 
 
+def per_step(function: str, name: str, x: object, step_name: str, shape: tuple[int, ...]) -> Array:
+    """What must have the very shape of `step_name`, since it is averaged over it."""
+    array = real(function, name, x)
+    if array.shape != shape:
+        raise fail(
+            function,
+            f"{list(array.shape)} and {list(shape)}",
+            f"{name} and {step_name} to have the same shape",
+            f"Broadcast it explicitly: jnp.broadcast_to(x, {step_name}.shape).",
+        )
+    return array
+
+
 def callable_(function: str, name: str, x: object, signature: str) -> None:
     if not callable(x):
         raise TypeError(
             sentence(function, _said(x), f"{name} to be a function, {signature}", "Pass one.")
         )
+
+
+def keys(function: str, name: str, x: Any) -> Array:
+    """Typed random keys, of such or of raw ones."""
+    try:
+        is_typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        array: Array = x if is_typed else jax.random.wrap_key_data(x)
+    except (AttributeError, TypeError, ValueError):
+        raise TypeError(
+            sentence(function, _said(x), f"{name} to be a JAX key", "Make one: jax.random.key(0).")
+        ) from None
+    return array
 
 
 def _is_number(x: object) -> TypeGuard[float]:

@@ -180,7 +180,11 @@ def check_equivalence(
 
     def heads(p: Params) -> _Heads:
         prior = log_prior(p) if callable(log_prior) else log_prior
-        match jax.tree.leaves(network_fn(p, observations)):
+        out = jax.tree.leaves(network_fn(p, observations))
+        out = [_checks.floating(name, "network_fn(params, observations)", x) for x in out]
+        if out:
+            boltzmann.pair(name, "network_fn(params, observations)", out[-1], prior)
+        match out:
             case [q]:
                 v, log_pi = boltzmann.soft_value(q, tau, prior), boltzmann.log_policy(q, tau, prior)
             case [v, log_pi]:
@@ -193,25 +197,21 @@ def check_equivalence(
                     "Wrap the network: lambda params, observations: (v, log_pi).",
                 )
         _checks.states(name, "network_fn(params, observations)", log_pi, "a_tm1", a_tm1)
-        prior = boltzmann.log_prior_of(prior, log_pi.shape[-1])
+        prior = _checks.floating(name, "log_prior", boltzmann.log_prior_of(prior, log_pi.shape[-1]))
         prior = jnp.broadcast_to(prior, log_pi.shape)
         return _Heads(v, log_pi, q, boltzmann.kl_to_prior(log_pi, prior), prior)
 
     now = jax.lax.stop_gradient(heads(params))
+    _checks.states(name, "network_fn(params, observations)", now.log_pi, "r_t", r_t)
+    a_tm1 = _checks.actions(
+        name, "a_tm1", a_tm1, "network_fn(params, observations)[:-1]", now.log_pi[:-1]
+    )
     soft_target = returns.n_step_soft_q_targets(
         now.v, now.kl[:-1], r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
 
     def per_step(what: str, x: ArrayLike) -> Array:
-        array = _checks.floating(name, what, x)
-        if array.shape != a_tm1.shape:
-            raise _checks.fail(
-                name,
-                f"{list(array.shape)} and {list(a_tm1.shape)}",
-                f"{what} and a_tm1 to have the same shape",
-                "Broadcast it explicitly: jnp.broadcast_to(x, a_tm1.shape).",
-            )
-        return array
+        return _checks.per_step(name, what, _checks.floating(name, what, x), "a_tm1", a_tm1.shape)
 
     def moving(what: str, x: Moving) -> Callable[[Params], Array]:
         """As a function of the parameters; an array is one that does not depend on them."""
@@ -230,7 +230,7 @@ def check_equivalence(
     error_of = _half_square if error_loss is None else error_loss
     share = jnp.ones(a_tm1.shape, now.q.dtype)
     if weight is not None:
-        share = per_step("weight", _checks.real(name, "weight", weight).astype(now.q.dtype))
+        share = _checks.per_step(name, "weight", weight, "a_tm1", a_tm1.shape).astype(now.q.dtype)
     if weight is not None and _checks.concrete(weight) and not np.any(np.asarray(weight)):
         raise _checks.fail(
             name, "0 everywhere", "weight above 0 at some step", "Check which steps count."

@@ -198,8 +198,11 @@ def n_step_soft_q_targets(
       [T, ...].
     """
     name = "n_step_soft_q_targets"
-    _checks.arguments(name, kl_tm1=kl_tm1, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t)
     v = _checks.states(name, "v", v, "r_t", r_t)
+    starts = {"v[:-1]": v[:-1]}
+    _checks.arguments(
+        name, r_t=r_t, kl_tm1=kl_tm1, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t, **starts
+    )
     delta_t = td_errors(v[:-1], r_t, discount_t, v_t=v[1:], kl_tm1=kl_tm1, tau=tau)
     advantage_t = n_step_advantages(delta_t, discount_t, n=n, cut_t=cut_t)
     return soft_q_targets(advantage_t, v[:-1], kl_tm1, tau=tau)
@@ -234,10 +237,10 @@ def one_step_targets(
     factor τ, and (82) the one of γτ before log|A|. (38) lacks a bracket: γ also scales the KL.
     """
     name = "one_step_targets"
-    _checks.arguments(name, discount_t=discount_t, tau=tau, log_prior=log_prior)
+    _checks.arguments(name, r_t=r_t, discount_t=discount_t, tau=tau, log_prior=log_prior)
     q_t = _checks.floating(name, "q_t", q_t)
     _checks.action_values(name, "q_t", q_t)
-    value = boltzmann.soft_value(q_t, tau, log_prior)
+    value = boltzmann.value(name, "q_t", q_t, tau, log_prior)
     args = _checks.sequences(name, r_t=r_t, discount_t=discount_t, **{"q_t[..., 0]": value})
     r, discount, v_end = args.arrays
     return (r + discount * v_end).astype(args.dtype)

@@ -77,7 +77,7 @@ def n_step_targets(
     Returns:
       [B].
     """
-    v, kl = boltzmann.value_and_kl(q_t, tau, log_prior)
+    v, kl = boltzmann.value_and_kl("off_policy.agent", "q", q_t, tau, log_prior)
 
     def after_nothing(x: Array) -> Array:
         """With a state before them, which cancels."""

@@ -62,6 +62,5 @@ def log_ratio(
     name: str = "log_pi_tm1",
 ) -> Array:
     """Log π(a) − log π̄(a)."""
-    log_pi = _checks.floating(function, name, log_pi)
-    zero = jnp.zeros(log_pi.shape[:-1], log_pi.dtype)
-    return take(function, name, boltzmann.q_from_policy(zero, log_pi, 1.0, log_prior), a)
+    _checks.arguments(function, log_prior=log_prior)
+    return take(function, name, boltzmann.log_ratio(function, name, log_pi, log_prior), a)

@@ -42,9 +42,8 @@ def policy_gradient_loss(
     Correction: (52) lacks −τ∇KL(s_t); in (49) that term stands outside ∇log π(…).
     """
     name = "policy_gradient_loss"
-    _checks.arguments(name, log_prior=log_prior)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
-    kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
+    kl = boltzmann.kl(name, "log_pi_tm1", log_pi_tm1, log_prior)
     args = _checks.sequences(
         name,
         log_pi_tm1=log_pi_a,
@@ -108,9 +107,8 @@ def a2c_loss(
       [T, ...].
     """
     name = "a2c_loss"
-    _checks.arguments(name, log_prior=log_prior)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
-    kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
+    kl = boltzmann.kl(name, "log_pi_tm1", log_pi_tm1, log_prior)
     return actor_critic_loss(
         name,
         v_tm1,
@@ -185,7 +183,6 @@ def natural_regression_loss(
     1/(1 + ατ); (77)-(78) lack τ and the factor 1/τ of ε. (67) counts the step size twice.
     """
     name = "natural_regression_loss"
-    _checks.arguments(name, log_prior=log_prior)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     fixed_old = _common.fixed(name, "log_pi_old_tm1", log_pi_old_tm1)
     old_a = _common.take(name, "log_pi_old_tm1", fixed_old, a_tm1)
@@ -194,7 +191,7 @@ def natural_regression_loss(
         name,
         log_pi_old=old_a,
         log_ratio=old_ratio,
-        kl=boltzmann.kl_to_prior(fixed_old, log_prior),
+        kl=boltzmann.kl(name, "log_pi_old_tm1", fixed_old, log_prior),
         advantage_t=_common.fixed(name, "advantage_t", advantage_t),
         log_pi=log_pi_a,
         tau=tau,

@@ -112,7 +112,6 @@ def tied_soft_q_loss(
     Correction: §6.3 prints 1/ε for the 1/τ of the advantage stream.
     """
     name = "tied_soft_q_loss"
-    _checks.arguments(name, log_prior=log_prior)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     held = _common.fixed(name, "log_pi_tm1", log_pi_tm1)
     log_ratio = _common.log_ratio(name, held, a_tm1, log_prior)
@@ -158,11 +157,11 @@ def pgq_loss(
     goes.
     """
     name = "pgq_loss"
-    _checks.arguments(name, log_prior=log_prior, return_t=return_t, backup_t=backup_t)
+    _checks.arguments(name, return_t=return_t, backup_t=backup_t)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     held = _common.fixed(name, "log_pi_tm1", log_pi_tm1)
     log_ratio = _common.log_ratio(name, held, a_tm1, log_prior)
-    centred = log_ratio - boltzmann.kl_to_prior(held, log_prior)
+    centred = log_ratio - boltzmann.kl(name, "log_pi_tm1", held, log_prior)
 
     actor = _tied_half_square(name, v_tm1, log_pi_a, centred, return_t, tau, value_coef)
     learner = _tied_half_square(name, v_tm1, log_pi_a, centred, backup_t, tau, value_coef)

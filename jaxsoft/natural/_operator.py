@@ -42,8 +42,8 @@ def linearise(
     # Vectors live in at least float32, whatever dtype the parameters are kept in: half precision
     # would end any iteration after a few steps.
     wide = jax.tree.map(lambda x: jnp.asarray(x).astype(compute), params)
-    log_prob_fn = _in_wide(log_prob_fn, wide, params)
-    shape = _shape(function, jax.eval_shape(log_prob_fn, wide))
+    log_prob_fn = _in_wide(_checked(function, log_prob_fn), wide, params)
+    shape = jax.eval_shape(log_prob_fn, wide).shape
     for name, x in (("advantage", advantage), ("weight", weight)):
         if x is not None and _checks.real(function, name, x).shape != shape:
             raise _checks.fail(
@@ -96,17 +96,21 @@ def _in_wide(log_prob_fn: LogProbFn, wide: Params, params: Params) -> LogProbFn:
     return log_prob_fn
 
 
-def _shape(function: str, out: Any) -> tuple[int, ...]:
-    if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
-        raise TypeError(
-            _checks.sentence(
-                function,
-                str(out),
-                "log_prob_fn(params) to be one array of a floating dtype",
-                "It returns log π(a_t|s_t) of the actions taken, unreduced.",
+def _checked(function: str, log_prob_fn: LogProbFn) -> LogProbFn:
+    def checked(p: Params) -> Array:
+        out = log_prob_fn(p)
+        if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
+            raise TypeError(
+                _checks.sentence(
+                    function,
+                    str(out),
+                    "log_prob_fn(params) to be one array of a floating dtype",
+                    "It returns log π(a_t|s_t) of the actions taken, unreduced.",
+                )
             )
-        )
-    return tuple(out.shape)
+        return out
+
+    return checked
 
 
 def computing_dtype(function: str, params: Params) -> np.dtype:

@@ -107,12 +107,12 @@ def natural_gradient(
 def check(
     function: str,
     damping: ArrayLike,
-    solver: str,
+    solver: object,
     tolerance: float | None = None,
     max_iterations: int = 1,
 ) -> None:
     """Of a solve, what it is asked for."""
-    if solver not in ("cg", "gram"):
+    if not isinstance(solver, str) or solver not in ("cg", "gram"):
         raise _checks.fail(
             function,
             repr(solver),

@@ -771,7 +771,7 @@ def test_an_update_computes_a_kl_for_its_loss_and_another_for_its_metrics(
     monkeypatch, name, prior, kls
 ):
     case = make_case("actor_critic", prior)
-    kl = counted(monkeypatch, boltzmann.kl_to_prior)
+    kl = counted(monkeypatch, boltzmann.kl)
     recurrences = counted(monkeypatch, returns.n_step_advantages)
     direction = direction_of(LOSSES[name], differentiates_target=False)
     agent = case.agent_along(direction)
