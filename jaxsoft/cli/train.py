@@ -23,7 +23,7 @@ from jaxsoft.training.provenance import Sessions, write_json
 
 __all__ = ["RunError", "main", "train"]
 
-VERSION = 2
+VERSION = 3
 """Of what a checkpoint holds; another one is refused."""
 
 CALL_SECONDS = 0.5

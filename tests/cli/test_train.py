@@ -422,6 +422,30 @@ def test_a_checkpoint_of_another_version_is_refused(again, monkeypatch, capsys):
     assert files(again) == before
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(again, capsys):
+    data = max(
+        (again / "checkpoints" / "24" / "state").rglob("d/*"), key=lambda x: x.stat().st_size
+    )
+    whole = bytearray(data.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    data.write_bytes(whole)
+    before = files(again)
+    assert resume(again) == 2
+    error = capsys.readouterr().err
+    assert f"{newest}, which cannot be read" in error
+    assert "Delete it and run again, which continues from step 16" in error
+    assert error.count("\n") == 1
+    assert evaluate.main([str(again), "--games", "1"]) == 2
+    assert "--step 16" in capsys.readouterr().err
+    with pytest.raises(OSError, match="--step 16 or step=16"):
+        jaxsoft.load_policy(again)
+    assert files(again) == before
+    assert evaluate.main([str(again), "--games", "1", "--step", "16"]) == 0
+    shutil.rmtree(newest)
+    assert resume(again, *EACH) == 0
+    assert steps_of(again) == checkpoints_of(again) == [UPDATE * i for i in range(1, 7)]
+
+
 def test_a_replay_is_taken_up_or_filled_again(tmp_path, recompiled_never, capsys):
     words = [*SMALL, *RING, *["--algorithm", "soft_dqn_kl", "--steps", "80", "--seeds", "0", "3"]]
     out = tmp_path / "run"

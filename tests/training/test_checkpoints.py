@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxsoft.training import _checksums
 from jaxsoft.training.checkpoints import Checkpoints, read_config
 from tests.support import checkpoint_writer
 from tests.support.trees import structure
@@ -288,9 +290,10 @@ def test_settings_that_differ_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"version: given 4, the checkpoint's is 3[^-]*--out"):
         open_(tmp_path, version=4)
     # Opened before there was any, it is refused by what it is asked to read.
-    about = tmp_path / "1" / "about" / "metadata"
+    with open_(tmp_path / "newer", version=5) as checkpoints:
+        checkpoints.save(2, ramp(2))
     with open_(tmp_path, version=3) as checkpoints:
-        about.write_text(about.read_text().replace('"version": 3', '"version": 5'))
+        (tmp_path / "newer" / "2").rename(tmp_path / "2")
         with pytest.raises(ValueError, match="version: given 3, the checkpoint's is 5"):
             checkpoints.restore(ramp(0))
 
@@ -351,16 +354,135 @@ def test_a_file_in_the_place_of_the_directory(tmp_path, directory):
     assert caught.value.errno in (errno.EEXIST, errno.ENOTDIR)
 
 
-@pytest.mark.parametrize("damage", ["about/metadata", "state/manifest.ocdbt", "state/_METADATA"])
-def test_damage_is_reported(tmp_path, damage):
-    with open_(tmp_path) as checkpoints:
-        checkpoints.save(1, ramp(1))
-        checkpoints.save(2, ramp(2))
-        checkpoints.wait()
-        (tmp_path / "2" / damage).write_bytes(b"\0" * 20)
-        with pytest.raises(OSError, match=r"/2, which cannot be read.*Delete it"):
-            checkpoints.restore(ramp(0))
-        assert_same(checkpoints.restore(ramp(0), 1), (1, ramp(1)))
+def several():
+    """Small, and of what damage could tell apart: dtypes, shapes, keys, zeros, nothing."""
+    # Large enough for a file without the checksums that OCDBT has of its own.
+    noise = jnp.asarray(np.random.default_rng(0).integers(0, 256, 1500, np.uint8))
+    arrays = {"noise": noise, "zeros": jnp.zeros(5), "bytes": jnp.arange(6, dtype="i1")}
+    return arrays | {"key": jax.random.key(3), "n": 7, "none": jnp.zeros((0, 3))}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A directory with the checkpoints 1 and 2 of `several`."""
+    directory = tmp_path_factory.mktemp("two")
+    with open_(directory) as checkpoints:
+        checkpoints.save(1, several())
+        checkpoints.save(2, several())
+    return directory
+
+
+def files_of(checkpoint):
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def check_damaged(directory, spoil):
+    """Whatever has become of a file: what is read is what was saved, or the checkpoint is named."""
+    for path in files_of(directory / "2"):
+        whole = path.read_bytes()
+        # Orbax's notes on when it wrote are for people.
+        read = path.parent != directory / "2"
+        for spoilt in spoil(whole):
+            path.write_bytes(spoilt)
+            with open_(directory, write=False) as checkpoints:
+                if not read:
+                    assert_same(checkpoints.restore(several()), (2, several()))
+                    continue
+                with pytest.raises(
+                    OSError,
+                    match=r"/2, which cannot be read \(.*by --step 1 ",
+                ):
+                    checkpoints.restore(several())
+        path.write_bytes(whole)
+    with open_(directory, write=False) as checkpoints:
+        assert_same(checkpoints.restore(several()), (2, several()))
+
+
+def flipped(whole, places, rng):
+    for place in places:
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << rng.randrange(8)
+        yield bytes(spoilt)
+
+
+def test_a_flipped_bit_is_noticed(two):
+    rng = random.Random(0)
+    check_damaged(two, lambda whole: flipped(whole, rng.sample(range(len(whole)), 5), rng))
+
+
+@pytest.mark.slow
+def test_every_flipped_byte_is_noticed(two):
+    rng = random.Random(1)
+    check_damaged(two, lambda whole: flipped(whole, range(len(whole)), rng))
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 2])
+def test_files_of_another_length_are_noticed(two, kept):
+    check_damaged(two, lambda whole: [(2 * whole)[: int(kept * len(whole))]])
+
+
+def test_a_file_that_is_missing_is_noticed(two, tmp_path):
+    for path in files_of(two / "2"):
+        directory = shutil.copytree(two, tmp_path / "copy")
+        (directory / path.relative_to(two)).unlink()
+        with open_(directory, write=False) as checkpoints:
+            if path.parent == two / "2":
+                assert_same(checkpoints.restore(several()), (2, several()))
+            else:
+                with pytest.raises(
+                    OSError,
+                    match=r"/2, which cannot be read \(.*by --step 1 ",
+                ):
+                    checkpoints.restore(several())
+        shutil.rmtree(directory)
+
+
+def test_the_one_before_a_damaged_checkpoint_is_offered(two, tmp_path):
+    directory = shutil.copytree(two, tmp_path / "copy")
+    data = max((directory / "2" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    data.write_bytes(data.read_bytes()[::-1])
+    with open_(directory) as checkpoints:
+        with pytest.raises(OSError, match=r"Delete it and run again.* from step 1") as caught:
+            checkpoints.restore(several())
+        assert data.name in str(caught.value)
+        assert_same(checkpoints.restore(several(), 1), (1, several()))
+    with open_(directory, write=False) as checkpoints:
+        assert_same(checkpoints.restore(several(), 1), (1, several()))
+    shutil.rmtree(directory / "2")
+    with open_(directory) as checkpoints:
+        assert_same(checkpoints.restore(several()), (1, several()))
+    (directory / "1" / "about" / "metadata").write_text("{")
+    for write in (True, False):
+        with pytest.raises(OSError, match="there is none before it"):
+            open_(directory, write=write).restore(several())
+
+
+def test_a_checkpoint_without_checksums_is_refused(two, tmp_path):
+    """As an earlier version wrote them."""
+    directory = shutil.copytree(two, tmp_path / "copy")
+    (directory / "2" / "about" / "checksums").unlink()
+    with (
+        open_(directory) as checkpoints,
+        pytest.raises(OSError, match=r"/2, which .*checksums is missing, or .* earlier version"),
+    ):
+        checkpoints.restore(several())
+    with pytest.raises(ValueError, match="version: given 2, the checkpoint's is 1"):
+        open_(directory, version=2)
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read(two, tmp_path):
+    directory = shutil.copytree(two, tmp_path / "copy")
+    with open_(directory, write=False) as checkpoints:
+        check = _checksums.check
+
+        def deleting(path):
+            shutil.rmtree(path)
+            check(path)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_checksums, "check", deleting)
+            with pytest.raises(OSError, match="has deleted it meanwhile: try again"):
+                checkpoints.restore(several())
 
 
 def random_bytes(megabytes, step):
