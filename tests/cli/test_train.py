@@ -423,16 +423,15 @@ def test_a_checkpoint_of_another_version_is_refused(again, monkeypatch, capsys):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(again, capsys):
-    data = max(
-        (again / "checkpoints" / "24" / "state").rglob("d/*"), key=lambda x: x.stat().st_size
-    )
+    damaged = again / "checkpoints" / "24"
+    data = max((damaged / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
     whole = bytearray(data.read_bytes())
     whole[len(whole) // 2] ^= 1
     data.write_bytes(whole)
     before = files(again)
     assert resume(again) == 2
     error = capsys.readouterr().err
-    assert f"{newest}, which cannot be read" in error
+    assert f"{damaged}, which cannot be read" in error
     assert "Delete it and run again, which continues from step 16" in error
     assert error.count("\n") == 1
     assert evaluate.main([str(again), "--games", "1"]) == 2
@@ -441,7 +440,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(again, capsys
         jaxsoft.load_policy(again)
     assert files(again) == before
     assert evaluate.main([str(again), "--games", "1", "--step", "16"]) == 0
-    shutil.rmtree(newest)
+    shutil.rmtree(damaged)
     assert resume(again, *EACH) == 0
     assert steps_of(again) == checkpoints_of(again) == [UPDATE * i for i in range(1, 7)]
 
