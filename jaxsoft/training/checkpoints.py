@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 from jaxsoft import _checks
 from jaxsoft.training import _about, _checksums, _leaves
 from jaxsoft.training._about import About, saved_steps
+from jaxsoft.training.lock import Lock
 
 __all__ = ["Checkpoints", "read_config", "saved_steps"]
 
@@ -48,7 +49,8 @@ logging.getLogger("absl").addFilter(
 class Checkpoints:
     """The checkpoints of one run in one directory; also a context manager.
 
-    Only one process may write to a directory; others may read it with `write=False`.
+    One process at a time writes to a directory, held by a `Lock` until `close`; others may read it
+    with `write=False`.
 
     A run continues from the checkpoint that it last saved or restored. The first save after an
     earlier step was restored deletes the later ones, before it begins. Where none was restored,
@@ -74,7 +76,8 @@ class Checkpoints:
           write: whether `save` may be called.
 
         Raises:
-          OSError: the directory cannot be made or written to.
+          OSError: the directory cannot be made or written to, or another process does
+            (`lock.InUseError`).
           ValueError: with `write`, its newest checkpoint is of another configuration or version.
         """
         if keep < 1:
@@ -90,6 +93,7 @@ class Checkpoints:
         self._keep, self._version, self._write = keep, version, write
         self._last: int | None = None
         self._writing: int | None = None
+        self._lock: Lock | None = None
         if write:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
@@ -101,10 +105,15 @@ class Checkpoints:
                     f"jaxsoft.Checkpoints: given {self._directory} ({error.strerror}); expected a "
                     "directory to write to, or where one can be made. Choose another --out.",
                 ) from error
-            self._tidy()
-            latest = self.latest()
-            if latest is not None:
-                self._check_settings(self._about(latest))
+            self._lock = Lock(self._directory)
+            try:
+                self._tidy()
+                latest = self.latest()
+                if latest is not None:
+                    self._check_settings(self._about(latest))
+            except BaseException:
+                self._lock.release()
+                raise
         # Where Orbax cannot make its directories in the background, its threads wait for them for
         # minutes, and the process cannot end.
         options = ocp.AsyncOptions(timeout_secs=_TIMEOUT, create_directories_asynchronously=False)
@@ -259,6 +268,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> Checkpoints:
         return self

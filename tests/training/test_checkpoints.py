@@ -20,7 +20,8 @@ import optax
 import pytest
 
 from jaxsoft.training import _checksums
-from jaxsoft.training.checkpoints import Checkpoints, read_config
+from jaxsoft.training.checkpoints import Checkpoints, read_config, saved_steps
+from jaxsoft.training.lock import InUseError
 from tests.support import checkpoint_writer
 from tests.support.trees import structure
 
@@ -207,12 +208,11 @@ def test_the_last_k_are_kept(tmp_path):
             checkpoints.save(step, ramp(step))
             checkpoints.wait()
             assert checkpoints.latest() == step
-            kept = sorted(int(path.name) for path in tmp_path.iterdir())
-            assert kept == [x for x in (step - 10, step) if x >= 0]
+            assert saved_steps(tmp_path) == [x for x in (step - 10, step) if x >= 0]
         assert_same(checkpoints.restore(ramp(0), 30), (30, ramp(30)))
         assert_same(checkpoints.restore(ramp(0)), (40, ramp(40)))
-    with open_(tmp_path, keep=1):
-        assert [path.name for path in tmp_path.iterdir()] == ["40"]
+    open_(tmp_path, keep=1).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["40"]
 
 
 def test_a_step_is_saved_once(tmp_path):
@@ -265,10 +265,24 @@ def test_what_a_kill_left_is_not_read_and_cleaned_away(tmp_path):
         assert checkpoints.restore(ramp(0))[0] == 1
         assert len(list(tmp_path.iterdir())) == 5
     with open_(tmp_path) as checkpoints:
-        assert {path.name for path in tmp_path.iterdir()} == {"1", "notes.txt"}
+        assert {path.name for path in tmp_path.iterdir()} == {"1", "notes.txt", "lock"}
         assert checkpoints.restore(ramp(0))[0] == 1
         checkpoints.save(2, ramp(2))
     assert checkpoints.latest() == 2
+
+
+def test_one_writes_and_others_read(tmp_path):
+    with open_(tmp_path) as checkpoints:
+        checkpoints.save(1, ramp(1))
+        checkpoints.wait()
+        with pytest.raises(InUseError, match=f"process {os.getpid()} on .* is writing"):
+            open_(tmp_path)
+        with open_(tmp_path, write=False) as other:
+            assert_same(other.restore(ramp(0)), (1, ramp(1)))
+    # Whatever refused the directory does not hold it.
+    with pytest.raises(ValueError, match="differ"):
+        open_(tmp_path, version=2)
+    open_(tmp_path).close()
 
 
 def test_settings_that_differ_are_named(tmp_path):
@@ -515,7 +529,7 @@ def full_then_freed(directory, fill, free, number):
         assert_same(checkpoints.restore(random_bytes(2, 0)), (1, random_bytes(2, 1)))
         checkpoints.save(2, random_bytes(2, 2))
         checkpoints.wait()
-        assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
+        assert saved_steps(directory) == [1, 2]
         assert_same(checkpoints.restore(random_bytes(2, 0)), (2, random_bytes(2, 2)))
 
 
@@ -545,6 +559,9 @@ def test_a_disk_that_cannot_be_written_to(disk):
     with open_(disk) as checkpoints:
         checkpoints.save(1, ramp(1))
         checkpoints.wait()
+        # A failing disk asks no one; here, a file that is open for writing would be in the way.
+        assert checkpoints._lock is not None
+        checkpoints._lock.release()
         remount("ro")
         with pytest.raises(OSError, match="Read-only") as caught:
             save_and(checkpoints.wait, checkpoints, 2, ramp(2))
@@ -599,7 +616,7 @@ def check_kills(directory, kills):
         names = {path.name for path in directory.iterdir()}
         unfinished += any("." in name for name in names)
         with Checkpoints(directory, config=checkpoint_writer.CONFIG, write=False) as reader:
-            for step in sorted(int(name) for name in names if "." not in name):
+            for step in sorted(int(name) for name in names if name.isdigit()):
                 like = checkpoint_writer.state(0)
                 read, state = reader.restore(like, step)
                 assert read == checkpoint_writer.step_of(state) == step
