@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from jaxsoft.cli import train
 from jaxsoft.cli.config import Config, look_up
 from jaxsoft.cli.options import parse
 from jaxsoft.training.lock import InUseError
+from jaxsoft.training.provenance import read_sessions
 
 __all__ = ["BINS", "Cell", "carry_out", "cells", "ranges"]
 
@@ -52,7 +52,7 @@ class Cell:
     def done(self) -> int:
         """Steps that the checkpoints of the run hold."""
         try:
-            sessions = json.loads((self.out / "run.json").read_text())["sessions"]
+            sessions = read_sessions(self.out / "run.json")
         except FileNotFoundError:
             return 0
         return max(int(session["to_step"]) for session in sessions)

@@ -34,9 +34,18 @@ def summarise(runs: dict[str, Path]) -> Table:
     for column in ("return, last tenth of training", f"return, {GAMES} new games", "steps/s"):
         table.add_column(column, justify="right")
     for name, out in runs.items():
-        rows = read_csv(out / "metrics.csv")
-        late = rows["step"] > 0.9 * rows["step"].max()
+        rows = read_csv(
+            out / "metrics.csv", ("step", "seed", "episodes", "episode_return", "steps_per_second")
+        )
         trained = evaluate.load(out)
+        found = sorted(map(int, np.unique(rows["seed"]))), int(rows["step"].max())
+        expected = sorted(trained.config.seeds), trained.step
+        if found != expected:
+            raise ValueError(
+                f"{out / 'metrics.csv'}: given rows of the seeds {found[0]} up to step {found[1]}; "
+                f"expected those of {expected[0]} up to {expected[1]}. Restore it from a copy."
+            )
+        late = rows["step"] > 0.9 * trained.step
         score, _ = evaluate.play(trained, GAMES)
         reached = [
             np.average(rows["episode_return"][chosen], weights=rows["episodes"][chosen])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from jaxsoft.training._json import read_json
 from jaxsoft.training.logs import read_csv, writing
 
 __all__ = ["Line", "Panel", "draw", "learning_curve", "main", "smoothed"]
@@ -269,10 +269,11 @@ def learning_curve(
 
 
 def _table(label: str, run: str | Path | Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    table = run if isinstance(run, Mapping) else read_csv(run)
-    if table and (lacking := [name for name in NEEDED if name not in table]):
+    name, table = (label, run) if isinstance(run, Mapping) else (str(run), read_csv(run))
+    if table and (lacking := [column for column in NEEDED if column not in table]):
         raise ValueError(
-            f"{label}: given no columns {lacking}; expected {list(NEEDED)}, as CsvLog writes them."
+            f"{name}: given no columns {lacking}; expected {list(NEEDED)}, as CsvLog writes them. "
+            "Restore the first line."
         )
     return table if table and len(table["step"]) else {}
 
@@ -328,7 +329,15 @@ def describe(directories: Sequence[Path]) -> tuple[list[str], str]:
     configs = []
     for directory in directories:
         file = directory / "config.json"
-        configs.append(json.loads(file.read_text()) if file.exists() else {})
+        config = read_json(file) if file.exists() else {}
+        if not isinstance(config, dict) or not all(
+            isinstance(config.get(name, ""), str) for name in ("game", "algorithm")
+        ):
+            raise ValueError(
+                f"{file} is damaged: its game and algorithm are no names. Restore the file from a "
+                "copy, or plot a copy of the folder without it."
+            )
+        configs.append(config)
     games = [config.get("game", "") for config in configs]
     same = len(set(games)) == 1
     names = [directory.resolve().name for directory in directories]

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
-__all__ = ["Handler", "Items", "check", "read", "sealed", "unsealed"]
+from jaxsoft.training._json import sealed, unsealed
+
+__all__ = ["Handler", "Items", "check", "read"]
 
 _FILE = Path("about", "checksums")
-_KEY = "checksum"
 # Bytes read as one.
 _BLOCK = 1 << 22
 
@@ -73,22 +73,3 @@ def _of_file(path: Path) -> int:
         while block := file.read(_BLOCK):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values with a checksum of themselves."""
-    return {**values, _KEY: _of_json(values)}
-
-
-def unsealed(values: Any) -> dict[str, Any]:
-    """The values that were sealed; a `ValueError` if they have been changed since."""
-    if not isinstance(values, dict) or _KEY not in values:
-        raise ValueError("it has no checksum")
-    rest = {name: x for name, x in values.items() if name != _KEY}
-    if values[_KEY] != _of_json(rest):
-        raise ValueError("its content and its checksum disagree")
-    return rest
-
-
-def _of_json(values: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())

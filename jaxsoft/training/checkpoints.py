@@ -289,7 +289,7 @@ class Checkpoints:
                 f"settings that differ from those of {self._directory} in:"
                 + _about.differences(given, stored),
                 "the settings its checkpoints were made with",
-                "Use the same settings, or choose another --out.",
+                "Use the same settings (a run's are in config.json), or choose another --out.",
             )
 
     @contextmanager

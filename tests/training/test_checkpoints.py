@@ -451,6 +451,27 @@ def test_a_file_that_is_missing_is_noticed(two, tmp_path):
         shutil.rmtree(directory)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"leaves": None},
+        {"leaves": {}},
+        {"keys": {"state['key']": "rbg"}},
+        {"keys": None},
+        {"config": None},
+        {"version": 2},
+        {"more": 1},
+    ],
+)
+def test_notes_that_were_changed_are_noticed(change, two, tmp_path):
+    directory = shutil.copytree(two, tmp_path / "copy")
+    about = directory / "2" / "about" / "metadata"
+    about.write_text(json.dumps(json.loads(about.read_text()) | change))
+    for write in (True, False):
+        with pytest.raises(OSError, match=r"/2, which cannot be read \(about/metadata is not as"):
+            open_(directory, write=write).restore(several())
+
+
 def test_the_one_before_a_damaged_checkpoint_is_offered(two, tmp_path):
     directory = shutil.copytree(two, tmp_path / "copy")
     data = max((directory / "2" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
