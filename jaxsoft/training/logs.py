@@ -148,7 +148,8 @@ def _lines(path: Path) -> list[list[str]]:
     if len({*columns, ""}) <= len(columns) or not {"step", "seed"} <= {*columns}:
         raise ValueError(
             f"{path}, line 1: given {columns}; expected the names of the columns, each once, and "
-            "step and seed among them. Restore the line."
+            "step and seed among them. Restore the line, or move the file away: a run that is "
+            "resumed begins another."
         )
     for number, line in enumerate(lines[1:], start=2):
         try:

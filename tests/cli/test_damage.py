@@ -303,6 +303,12 @@ def test_rows_that_a_run_does_not_write(read, damage, out):
     assert str(out / "metrics.csv") in refusal(read, out)
 
 
+def test_a_run_whose_metrics_were_moved_away_begins_others(out):
+    (out / "metrics.csv").unlink()
+    resumed(out)
+    assert read_csv(out / "metrics.csv") == {}
+
+
 def test_a_comparison_needs_the_last_rows(out):
     text = (out / "metrics.csv").read_text()
     (out / "metrics.csv").write_text(text[: text.index("48,")])
