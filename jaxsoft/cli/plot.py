@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from jaxsoft.training._json import read_json
+from jaxsoft.training._json import read_texts
 from jaxsoft.training.logs import read_csv, writing
 
 __all__ = ["Line", "Panel", "draw", "learning_curve", "main", "smoothed"]
@@ -326,18 +326,8 @@ def smoothed(
 
 def describe(directories: Sequence[Path]) -> tuple[list[str], str]:
     """A label per run and a title, from config.json where there is one."""
-    configs = []
-    for directory in directories:
-        file = directory / "config.json"
-        config = read_json(file) if file.exists() else {}
-        if not isinstance(config, dict) or not all(
-            isinstance(config.get(name, ""), str) for name in ("game", "algorithm")
-        ):
-            raise ValueError(
-                f"{file} is damaged: its game and algorithm are no names. Restore the file from a "
-                "copy, or plot a copy of the folder without it."
-            )
-        configs.append(config)
+    files = [directory / "config.json" for directory in directories]
+    configs = [read_texts(file, "game", "algorithm") if file.exists() else {} for file in files]
     games = [config.get("game", "") for config in configs]
     same = len(set(games)) == 1
     names = [directory.resolve().name for directory in directories]

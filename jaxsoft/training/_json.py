@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_json", "sealed", "unsealed"]
+__all__ = ["read_json", "read_texts", "sealed", "unsealed"]
 
 _KEY = "checksum"
 
@@ -22,6 +22,17 @@ def read_json(path: Path) -> Any:
             f"{path} is damaged: it is no JSON ({error}). Restore the file from a copy, or begin "
             "again in another folder."
         ) from error
+
+
+def read_texts(path: Path, *names: str) -> dict[str, str]:
+    """What a file of JSON says of these, where it says anything."""
+    values = read_json(path)
+    if not isinstance(values, dict) or not all(isinstance(values.get(x, ""), str) for x in names):
+        raise ValueError(
+            f"{path} is damaged: {' or '.join(names)} is no text. Restore the file from a copy, "
+            "or leave it out of a copy of the folder."
+        )
+    return {name: values[name] for name in names if name in values}
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
