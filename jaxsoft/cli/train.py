@@ -16,6 +16,7 @@ from jaxsoft.cli import assembly, evaluate, plot
 from jaxsoft.cli.config import Config, ConfigError, Runtime, look_up, to_json
 from jaxsoft.cli.options import called, parse, stop_with
 from jaxsoft.training.checkpoints import Checkpoints
+from jaxsoft.training.lock import Lock
 from jaxsoft.training.logs import CsvLog, TensorBoardLog, writing
 from jaxsoft.training.loop import Report, TrainState, initial
 from jaxsoft.training.progress import Progress
@@ -23,7 +24,7 @@ from jaxsoft.training.provenance import Sessions, write_json
 
 __all__ = ["RunError", "main", "train"]
 
-VERSION = 2
+VERSION = 3
 """Of what a checkpoint holds; another one is refused."""
 
 CALL_SECONDS = 0.5
@@ -61,9 +62,17 @@ def train(config: Config, runtime: Runtime) -> int:
     if runtime.video is not None:
         evaluate.check_video(config, runtime.video)
     last = _last(config, runtime)
+    with writing(runtime.out):
+        runtime.out.mkdir(parents=True, exist_ok=True)
+    with Lock(runtime.out):
+        return _train(config, runtime, last)
+
+
+def _train(config: Config, runtime: Runtime, last: int) -> int:
+    """The run, once the folder is its own."""
     out = runtime.out
     settings = to_json(config)
-    resumed = _prepare(out, runtime.resume)
+    resumed = _resumes(out, runtime.resume)
     with (
         _Signals() as signals,
         Checkpoints(
@@ -219,15 +228,13 @@ def _joined(held: TrainState, fresh: TrainState) -> TrainState:
     )
 
 
-def _prepare(out: Path, resume: bool) -> bool:
+def _resumes(out: Path, resume: bool) -> bool:
     """Whether there is a run to resume; one that is not to be resumed is not touched."""
     there = (out / "config.json").exists()
     if there and not resume:
         raise ConfigError(
             f"--out {out} holds a run already. Continue it by --resume, or name another folder."
         )
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     return there
 
 
