@@ -115,7 +115,8 @@ def bilinear(
     name: str,
     function: Callable[..., Array],
     *,
-    shape: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]],
+    on_cpu: Callable[..., Array],
+    shape: Callable[..., tuple[int, ...]],
     transposes: tuple[Callable[..., Array], Callable[..., Array]],
     batch: Callable[..., tuple[Array, int]],
     options: Sequence[str],
@@ -125,19 +126,25 @@ def bilinear(
     Args:
       name: of the primitive.
       function: (x, y, **options) -> z, bilinear, of the dtype of x.
-      shape: (shape of x, shape of y) -> shape of z.
+      on_cpu: the same, for programs that are compiled for a CPU.
+      shape: (shape of x, shape of y, **options) -> shape of z.
       transposes: (cotangent of z, x, y, **options) -> cotangent of x, and of y; the argument whose
-        cotangent it is has no value.
+        cotangent it is has an `aval`, and no value.
       batch: ((x, y), (axis of x or None, axis of y or None), **options) -> (z, its axis).
       options: names of the keyword arguments; all are demanded.
     """
     primitive = Primitive(name)
-    primitive.def_impl(jax.jit(function, static_argnames=tuple(options)))
-    primitive.def_abstract_eval(lambda x, y, **_: x.update(shape=shape(x.shape, y.shape)))
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    bind: Callable[..., Array] = primitive.bind
+    # Compiled, so that outside of programs, too, the arguments' device decides.
+    primitive.def_impl(jax.jit(bind, static_argnames=tuple(options)))
+    primitive.def_abstract_eval(
+        lambda x, y, **options: x.update(shape=shape(x.shape, y.shape, **options))
+    )
+    for way, platform in ((function, None), (on_cpu, "cpu")):
+        lowering = mlir.lower_fun(way, multiple_results=False)
+        mlir.register_lowering(primitive, lowering, platform=platform)
     ad.defbilinear(primitive, *transposes)
     batching.primitive_batchers[primitive] = batch
-    bind: Callable[..., Array] = primitive.bind
     return bind
 
 

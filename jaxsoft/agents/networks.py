@@ -28,23 +28,23 @@ orthogonal = nn.initializers.orthogonal
 class Conv(nn.Module):
     """A convolution without padding, channels last, [N, H, W, C] -> [N, H', W', features].
 
-    On a CPU the stride is moved into the channels first, and the gradients are written in the one
-    form that XLA computes well there, inside loops as outside (`jaxsoft._convolution`). Elsewhere
-    it is the native convolution. The kernel is [k, k, C, features] either way, so that parameters
-    move between devices.
+    In a program that is compiled for a CPU, it and its gradients take the one form that XLA
+    computes well there, inside loops as outside (`jaxsoft._convolution`). For all else it is the
+    native convolution. The kernel is [k, k, C, features] either way, so that parameters move
+    between devices.
 
     Attributes:
       features: output channels.
       kernel: k.
       stride: s; must divide k.
-      native: `None` chooses by the default device when the program is traced.
+      native: whether to use the native convolution on a CPU as well.
     """
 
     features: int
     kernel: int
     stride: int = 1
     dtype: Any = jnp.float32
-    native: bool | None = None
+    native: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -62,26 +62,12 @@ class Conv(nn.Module):
         w = self.param("kernel", orthogonal(np.sqrt(2)), shape, jnp.float32)
         b = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, w, b = x.astype(self.dtype), w.astype(self.dtype), b.astype(self.dtype)
-        native = jax.default_backend() != "cpu" if self.native is None else self.native
-        y = _native(x, w, s) if native else _channels_last(x, w, s)
+        if self.native:
+            numbers = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x, w, (s, s), "VALID", dimension_numbers=numbers)
+        else:
+            y = convolve(x, w, s)
         return y + b[None, None, None]
-
-
-def _native(x: Array, w: Array, stride: int) -> Array:
-    return jax.lax.conv_general_dilated(
-        x, w, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _channels_last(x: Array, w: Array, stride: int) -> Array:
-    k, channels, features = w.shape[0] // stride, w.shape[2], w.shape[3]
-    n, height, width = x.shape[0], x.shape[1] // stride, x.shape[2] // stride
-    x = x[:, : height * stride, : width * stride]
-    x = x.reshape(n, height, stride, width, stride, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height, width, stride * stride * channels)
-    w = w.reshape(k, stride, k, stride, channels, features)
-    w = w.transpose(0, 2, 1, 3, 4, 5).reshape(k, k, stride * stride * channels, features)
-    return convolve(x, w)
 
 
 class NatureCNN(nn.Module):
@@ -91,7 +77,7 @@ class NatureCNN(nn.Module):
 
     Attributes:
       dtype: to compute in.
-      native: whether to use XLA's convolutions; `None` is everywhere but on a CPU.
+      native: whether to use XLA's convolutions on a CPU as well.
       centred: whether to subtract each image's mean. What moves is a few pixels on a bright
         ground, whose constant share of every gradient slows learning down.
 
@@ -99,7 +85,7 @@ class NatureCNN(nn.Module):
     """
 
     dtype: Any = jnp.float32
-    native: bool | None = None
+    native: bool = False
     centred: bool = False
 
     @nn.compact
@@ -176,7 +162,7 @@ def torso_for(
     *,
     hidden: Sequence[int] = (64, 64),
     dtype: Any = jnp.float32,
-    native: bool | None = None,
+    native: bool = False,
     centred: bool = False,
 ) -> nn.Module:
     """The usual torso: `NatureCNN` for images of bytes [C, H, W], an `MLP` for all else."""

@@ -209,7 +209,9 @@ def _match(eqn: JaxprEqn, view: Var, size: int) -> _Use | None:
             free, start = _dot_axes(eqn)
             pairs = [(start[1 - side] + i, axis) for i, axis in enumerate(free[1 - side])]
         case "conv_general_dilated" | _convolution.NAME if (
-            side == 1 and params["batch_group_count"] == 1
+            side == 1
+            and params["batch_group_count"] == 1
+            and len(shape) == len(params["dimension_numbers"].out_spec)
         ):
             numbers = params["dimension_numbers"]
             pairs = [(numbers.out_spec[0], numbers.lhs_spec[0])]
