@@ -132,7 +132,7 @@ def main(words: Sequence[str] | None = None) -> int:
             title=given.game,
             frames_per_step=4 if look_up(given.game).is_atari else 1,
         )
-    except (ConfigError, train.RunError, OSError, ValueError) as error:
+    except (ConfigError, train.RunError, ImportError, OSError, ValueError) as error:
         return stop_with(error)
     print(f"\nLearning curves: {curve}")
     for out in runs.values():

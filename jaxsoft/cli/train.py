@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsoft.cli import assembly, evaluate, plot
+from jaxsoft.cli import assembly, evaluate, memory, plot
 from jaxsoft.cli.config import Config, ConfigError, Runtime, look_up, to_json
 from jaxsoft.cli.options import called, parse, stop_with
 from jaxsoft.training.checkpoints import Checkpoints
@@ -35,14 +38,18 @@ class RunError(RuntimeError):
 
 
 class _Signals:
-    """SIGINT and SIGTERM ask the run to save and leave; a second one leaves at once."""
+    """SIGINT and SIGTERM ask the run to save and leave; a second one leaves at once.
+
+    Only a process's main thread may handle signals. In another one they are left as they are.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        main = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if main else ():
             self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -56,6 +63,37 @@ class _Signals:
         self.received = number
 
 
+class _Folder:
+    """A run's folder, which is as it was before if the run fails before its first update."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes it."""
+        self.begun = False
+        self._path = path
+        self._made = [each for each in (path, *path.parents) if not each.exists()]
+        self._there = self._found()
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> _Folder:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None or self.begun:
+            return
+        for new in self._found() - self._there:
+            if new.is_dir():
+                shutil.rmtree(new, ignore_errors=True)
+            else:
+                new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for new in self._made:
+                new.rmdir()
+
+    def _found(self) -> set[Path]:
+        return {*self._path.glob("*"), *self._path.glob("tensorboard/*")}
+
+
 def train(config: Config, runtime: Runtime) -> int:
     """Carries out a run in `runtime.out`; returns 0, or 128 + the signal that ended it."""
     if runtime.video is not None:
@@ -63,33 +101,37 @@ def train(config: Config, runtime: Runtime) -> int:
     last = _last(config, runtime)
     out = runtime.out
     settings = to_json(config)
-    resumed = _prepare(out, runtime.resume)
-    with (
-        _Signals() as signals,
-        Checkpoints(
-            out / "checkpoints", keep=runtime.keep, config=settings, version=VERSION
-        ) as checkpoints,
-    ):
+    resumed = _holds_run(out, runtime.resume)
+    memory.check(config, save_replay=runtime.save_replay)
+    with memory.explained(config), _Signals() as signals:
         loop = assembly.loop(config, driver=runtime.driver, threads=runtime.env_threads)
         state = initial(loop.agent, config.seeds)
-        begun = 0
-        if resumed and checkpoints.latest() is not None:
-            begun, held = evaluate.restore(checkpoints, loop.agent, state)
-            state = _joined(held, state)
-        else:
-            write_json(out / "config.json", settings | {"version": VERSION})
-        resume_step = begun if resumed else None
-        sessions = Sessions(out / "run.json", begun)
-        done = begun // loop.steps_per_update
-        last = max(done, last)
-        total = last * loop.steps_per_update
         with (
-            CsvLog(out / "metrics.csv", resume_step=resume_step) as csv,
-            TensorBoardLog(out / "tensorboard", resume_step=resume_step) as board,
-            Progress(f"{config.game} {config.algorithm}", total, start=begun) as progress,
+            _Folder(out) as folder,
+            Checkpoints(
+                out / "checkpoints", keep=runtime.keep, config=settings, version=VERSION
+            ) as checkpoints,
         ):
-            run = _Run(config, runtime, loop, state, (csv, board), progress, checkpoints, sessions)
-            run.advance(done, last, signals)
+            begun = 0
+            if resumed and checkpoints.latest() is not None:
+                begun, held = evaluate.restore(checkpoints, loop.agent, state)
+                state = _joined(held, state)
+            else:
+                write_json(out / "config.json", settings | {"version": VERSION})
+            resume_step = begun if resumed else None
+            sessions = Sessions(out / "run.json", begun)
+            done = begun // loop.steps_per_update
+            last = max(done, last)
+            total = last * loop.steps_per_update
+            with (
+                CsvLog(out / "metrics.csv", resume_step=resume_step) as csv,
+                TensorBoardLog(out / "tensorboard", resume_step=resume_step) as board,
+                Progress(f"{config.game} {config.algorithm}", total, start=begun) as progress,
+            ):
+                run = _Run(
+                    config, runtime, loop, state, (csv, board), progress, checkpoints, sessions
+                )
+                run.advance(done, last, signals, folder)
     _draw(config, out)
     if signals.received is not None:
         print(f"Saved in {out}; continue with: {called()} train --resume --out {out}")
@@ -120,7 +162,7 @@ class _Run:
         self.reported_at = time.monotonic()
         self.reported = 0
 
-    def advance(self, done: int, total: int, signals: _Signals) -> None:
+    def advance(self, done: int, total: int, signals: _Signals, folder: _Folder) -> None:
         """From an update to another."""
         every = self.runtime.report_every or max(1, self.config.steps // 100)
         period = max(1, every // self.loop.steps_per_update)
@@ -136,6 +178,7 @@ class _Run:
             start = time.monotonic()
             self.state, actors, report = self.loop.run(self.state, actors, count)
             self.reports.append(jax.block_until_ready(report))
+            folder.begun = True
             took = time.monotonic() - start
             done += count
             # By doubling, since the first call compiles.
@@ -219,15 +262,13 @@ def _joined(held: TrainState, fresh: TrainState) -> TrainState:
     )
 
 
-def _prepare(out: Path, resume: bool) -> bool:
-    """Whether there is a run to resume; one that is not to be resumed is not touched."""
+def _holds_run(out: Path, resume: bool) -> bool:
+    """Whether there is a run to resume; one that is not to be resumed is refused."""
     there = (out / "config.json").exists()
     if there and not resume:
         raise ConfigError(
             f"--out {out} holds a run already. Continue it by --resume, or name another folder."
         )
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     return there
 
 
@@ -244,5 +285,5 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command."""
     try:
         return train(*parse(words))
-    except (ConfigError, RunError, OSError, ValueError) as error:
+    except (ConfigError, RunError, ImportError, OSError, ValueError) as error:
         return stop_with(error)

@@ -19,7 +19,24 @@ from jaxsoft.agents.base import TimeStep
 from jaxsoft.environments.autoreset import Answer, Memory, filled, interpret
 from jaxsoft.environments.base import Space
 
-__all__ = ["About", "EnvPool", "GraphState", "HostEnvPool", "about", "runs_in_graph"]
+__all__ = [
+    "MOST_SEED",
+    "About",
+    "EnvPool",
+    "GraphState",
+    "HostEnvPool",
+    "about",
+    "last_seed",
+    "runs_in_graph",
+]
+
+MOST_SEED = 2**31 - 2
+"""The greatest seed of an environment that EnvPool takes."""
+
+
+def last_seed(seeds: Sequence[int], num_envs: int) -> int:
+    """The greatest seed of an environment: agent `seed` has those from seed · N on."""
+    return (max(seeds) + 1) * num_envs - 1
 
 
 def runs_in_graph() -> bool:
@@ -129,10 +146,17 @@ class _Pool:
     ) -> None:
         num_envs = _checks.count(type(self).__name__, "num_envs", num_envs)
         low, high = part or (0, num_envs)
+        if last_seed(seeds, num_envs) > MOST_SEED:
+            raise _checks.fail(
+                type(self).__name__,
+                f"{max(seeds):_} and {num_envs:_} environments",
+                f"(seed + 1) * num_envs up to {MOST_SEED + 1:_}, since each has a seed of its own",
+                "Give smaller seeds, or fewer environments.",
+            )
         self.about = about(game, **options)
         if self.about.is_atari:
             options["stack_num"] = 1
-        # One seed per environment: agent `seed` has the same ones whoever trains beside it.
+        # Agent `seed` has the same environments whoever trains beside it.
         env_seeds = [seed * num_envs + i for seed in seeds for i in range(low, high)]
         with _quietly():
             self.pool = _import_envpool().make(
@@ -234,17 +258,24 @@ class HostEnvPool(_Pool):
     emulates. The arguments are those of `EnvPool`.
     """
 
+    _sending = False
+
     def reset(self) -> tuple[Memory, TimeStep]:
-        """Resets every environment."""
+        """Resets every environment, also in the middle of a step."""
+        if self._sending:
+            self.recv()  # or EnvPool would answer with it
         return self._start(self._first_answer(self.pool.reset()))
 
     def send(self, action: np.ndarray) -> None:
         """Starts a step by actions [S, N, *A]."""
         self.pool.send(self._sent(np.asarray(action, self._action_dtype)))
+        self._sending = True
 
     def recv(self) -> Answer:
         """Waits for the step and answers in NumPy."""
-        return self._answer(self.pool.recv())
+        words = self.pool.recv()
+        self._sending = False
+        return self._answer(words)
 
 
 def _in_64_bits(step: Callable[..., Any], dtype: np.dtype) -> Callable[..., Any]:
