@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 import platform
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -114,11 +116,24 @@ def explained(config: Config, games: int | None = None) -> Iterator[None]:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not isinstance(error, MemoryError) and not _EXHAUSTED.search(said):
             raise
+        _end_quietly()
         sizes = _played(config, games) if games else sum(map(Counter, needs(config)), Counter())
         raise SettingsError(
             f"The memory ran out ({said.rstrip('.')}). This takes about {_listed(sizes)} in all. "
             f"{_advice(sizes, config)}"
         ) from error
+
+
+@functools.cache
+def _end_quietly() -> None:
+    """JAX waits for its programs when the process ends, and would say once more that one failed."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not _EXHAUSTED.search(str(unraisable.exc_value)):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def free(root: Path = Path("/")) -> int | None:

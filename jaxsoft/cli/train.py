@@ -105,7 +105,7 @@ def train(config: Config, runtime: Runtime) -> int:
     memory.check(config, save_replay=runtime.save_replay)
     with memory.explained(config), _Signals() as signals:
         loop = assembly.loop(config, driver=runtime.driver, threads=runtime.env_threads)
-        state = initial(loop.agent, config.seeds)
+        state = jax.block_until_ready(initial(loop.agent, config.seeds))
         with (
             _Folder(out) as folder,
             Checkpoints(

@@ -3,6 +3,7 @@
 import platform
 import re
 import resource
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -162,6 +163,26 @@ def test_memory_that_runs_out_is_one_line(resumed, monkeypatch, tmp_path, capsys
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
     assert resumed or [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--hidden", "1e9"], ["--num-envs", "100000"]])
+def test_memory_that_really_runs_out_is_one_line(words, tmp_path):
+    """Before the first program and in it; JAX says nothing more as the process ends."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (12 * 10**9,) * 2)\n"
+        "from jaxsoft.cli import memory, train\n"
+        "memory.check = lambda *_, **__: None\n"
+        "sys.exit(train.main(sys.argv[1:]))"
+    )
+    common = ["--game", "Catch-v0", "--algorithm", "a2c", "--steps", "2e9"]
+    common += ["--rollout-length", "1000", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-c", code, *common, *words]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert re.match(r"error: The memory ran out \(.*Out of memory.* Lower --", line)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_memory_that_runs_out_in_play():
