@@ -33,6 +33,9 @@ __all__ = [
 MOST_SEED = 2**31 - 2
 """The greatest seed of an environment that EnvPool takes."""
 
+_OLDEST_JAX = (0, 9, 1)
+"""That the handlers of EnvPool 1.2.5 run in."""
+
 
 def last_seed(seeds: Sequence[int], num_envs: int) -> int:
     """The greatest seed of an environment: agent `seed` has those from seed · N on."""
@@ -231,11 +234,16 @@ class EnvPool(_Pool):
         part: tuple[int, int] | None = None,
         **options: Any,
     ) -> None:
+        if jax.__version_info__ < _OLDEST_JAX:
+            raise _unfit()
         super().__init__(game, num_envs=num_envs, seeds=seeds, part=part, **options)
         spoken = self._action_dtype, *(x.dtype for x in self.pool.spec.state_array_spec.values())
         wide = any(np.dtype(dtype).itemsize > 4 for dtype in spoken)
         with jax.enable_x64(wide or jax.config.read("jax_enable_x64")):
-            self._handle, _, _, step = self.pool.xla()
+            try:
+                self._handle, _, _, step = self.pool.xla()
+            except jax.errors.JaxRuntimeError as error:
+                raise _unfit() from error
         self._step = _in_64_bits(step, self._action_dtype) if wide else step
 
     def reset(self) -> tuple[GraphState, TimeStep]:
@@ -297,11 +305,23 @@ def _import_envpool() -> Any:
         import envpool  # noqa: PLC0415 (environments of one's own need no EnvPool)
     except ImportError as error:
         raise ImportError(
-            "EnvPool is not installed: pip install 'jaxsoft[train]'. Its wheels are for Linux on "
-            "x86-64; elsewhere bring an environment of your own "
+            "EnvPool is not installed: pip install 'jaxsoft[train]'. It has wheels for Linux, "
+            "Windows, and macOS on Apple silicon; elsewhere bring an environment of your own "
             "(jaxsoft.environments.base.Environment)."
         ) from error
     return envpool
+
+
+def _unfit() -> ValueError:
+    known = f"JAX {'.'.join(map(str, _OLDEST_JAX))} or newer"
+    needed = known if jax.__version_info__ < _OLDEST_JAX else "another JAX"
+    return _checks.fail(
+        "EnvPool",
+        f"JAX {jax.__version__}",
+        f"{needed} for the handlers of EnvPool {_import_envpool().__version__}",
+        "Bring both up to date: pip install --upgrade 'jaxsoft[train]'. Or step the emulators from "
+        "the host: --driver host, or HostEnvPool.",
+    )
 
 
 @contextlib.contextmanager
