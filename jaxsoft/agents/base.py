@@ -90,7 +90,7 @@ class Metrics(NamedTuple):
 
     Attributes:
       sums: name -> sum over gradient steps of a mean over transitions, [].
-      updates: the count, of gradient steps, []; with 0 of them the sums are 0.
+      updates: the count, of gradient steps that had transitions, []; with 0 the sums are 0.
     """
 
     sums: dict[str, Array]

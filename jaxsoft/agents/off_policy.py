@@ -217,6 +217,8 @@ def agent(
             learned.temperature, mean(boltzmann.kl_to_prior(log_pi, log_prior), weight)
         )
         means = {"loss": value} | {k: mean(x, weight) for k, x in per_window.items()} | step
+        # Of no transition there is nothing to tell: all of these are 0.
+        means["counted"] = jnp.where(jnp.any(weight > 0), 1.0, 0.0)
         return learned._replace(trained=trained, temperature=cooled), means
 
     def update(state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
@@ -254,7 +256,7 @@ def agent(
         learned, sums = jax.lax.cond(
             ready, learn, wait, _Learned(trained, state.target_params, state.temperature)
         )
-        count = jnp.where(ready, updates, 0.0)
+        count = sums.pop("counted")
         sums["epsilon"] = epsilon_at(state.steps) * count
         params, optimised = learned.trained
         state = State(params, optimised, learned.target_params, learned.temperature, ring, steps)

@@ -335,7 +335,9 @@ def agent_along(
         trained, step = descend(optimiser, Trained(state.params, state.optimiser), gradients)
         description, kl = _describe(starts, rollout, objective.log_prior)
         cooled = source.update(state.temperature, kl)
-        return State(*trained, cooled), Metrics(means | description | step, jnp.ones(()))
+        # Of no transition there is nothing to tell: all sums are 0.
+        count = jnp.where(jnp.any(rollout.weight > 0), 1.0, 0.0)
+        return State(*trained, cooled), Metrics(means | description | step, count)
 
     return Agent(init, act, update, greedy)
 
