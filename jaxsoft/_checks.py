@@ -8,7 +8,7 @@ traced) are also checked for their values.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -27,30 +27,166 @@ def fail(function: str, given: str, expected: str, fix: str) -> ValueError:
 
 
 def concrete(x: object) -> bool:
-    return not isinstance(x, jax.core.Tracer)
+    """Whether the values of `x` can be read here: neither traced nor in another process."""
+    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
 
-def floating(function: str, name: str, x: ArrayLike) -> Array:
+class _Range(NamedTuple):
+    """What a hyperparameter may be, where it is concrete."""
+
+    low: float
+    high: float
+    fix: str
+    finite: bool = True
+
+    def __str__(self) -> str:
+        if np.isfinite(self.low) and np.isfinite(self.high):
+            return f"in [{self.low:g}, {self.high:g}]"
+        at_least = [f">= {self.low:g}"] if np.isfinite(self.low) else []
+        return " and ".join(at_least + ["finite"] * self.finite)
+
+
+# By role: one name has one meaning in all functions.
+_RANGES = {
+    "clip_c": _Range(0, np.inf, "Infinity clips nothing.", finite=False),
+    "clip_rho": _Range(0, np.inf, "Infinity clips nothing.", finite=False),
+    "cut_t": _Range(0, 1, "It is 1 or True where a trajectory ends after that transition, else 0."),
+    "damping": _Range(0, np.inf, "Pass the ridge of the Fisher matrix, such as 1e-3."),
+    "discount": _Range(0, 1, "Pass a discount, such as 0.99."),
+    "discount_t": _Range(0, 1, "Pass a discount, such as 0.99, and 0 at a termination."),
+    "epsilon": _Range(0, np.inf, "It is the share of the new target; 1 is all of it."),
+    "lambda_": _Range(0, 1, "At 0 one step is summed, at 1 the whole rollout."),
+    "learning_starts": _Range(0, np.inf, "At 0 learning starts with the first rollout."),
+    "mixing": _Range(0, 1, "It is the share of Q-learning."),
+    "step_size": _Range(-np.inf, np.inf, "Pass the length of the natural gradient step."),
+    "tau": _Range(0, np.inf, "At 0 the maximum is hard."),
+    "tolerance": _Range(0, np.inf, "It bounds the relative residual."),
+    "value_coef": _Range(-np.inf, np.inf, "Pass the weight of the value loss, such as 0.5."),
+    "weight": _Range(0, np.inf, "Pass 0 for what does not count, and 1 for what does."),
+}
+
+
+def real(function: str, name: str, x: object) -> Array:
+    """`x` as an array of real numbers, integers and booleans among them."""
+    return _array(function, name, x, "real numbers", (jnp.floating, jnp.integer, jnp.bool_))
+
+
+def floating(function: str, name: str, x: object) -> Array:
     """`x` as an array of a floating dtype; Python numbers are welcome, integer arrays are not."""
-    if isinstance(x, (bool, int, float)):
-        return jnp.asarray(float(x))
-    array = jnp.asarray(x)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    x = float(x) if _is_number(x) else x
+    return _array(function, name, x, "a floating dtype", (jnp.floating,))
+
+
+def _array(function: str, name: str, x: Any, what: str, kinds: tuple[Any, ...]) -> Array:
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError):
+        array = None
+    if array is None or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        is_numeric = array is not None and jnp.issubdtype(array.dtype, jnp.number)
         raise TypeError(
             sentence(
                 function,
-                str(array.dtype),
-                f"{name} to have a floating dtype",
-                f"Cast it: {name}.astype(jnp.float32).",
+                str(array.dtype) if array is not None else _said(x),
+                f"{name} to be an array of {what}",
+                f"Cast it: {name}.astype(jnp.float32)."
+                if is_numeric
+                else "Pass a NumPy or JAX array, or a number.",
             )
+        )
+    in_range(function, name, x)
+    return array
+
+
+def in_range(function: str, name: str, x: object) -> None:
+    """A hyperparameter that is concrete must be what its name allows, and not NaN."""
+    allowed = _RANGES.get(name)
+    if allowed is None or not concrete(x):
+        return
+    values = np.asarray(x)
+    right = (values >= allowed.low) & (values <= allowed.high)
+    wrong = values[~(right & (np.isfinite(values) | (not allowed.finite)))]
+    if wrong.size:
+        raise fail(function, f"{wrong.flat[0]}", f"{name} {allowed}", allowed.fix)
+
+
+def arguments(function: str, **inputs: object) -> None:
+    """Checks by role, at the function that was called and not deep in what it is made of."""
+    steps: dict[str, Array] = {}
+    for name, x in inputs.items():
+        match name:
+            case "n":
+                count(function, name, x)
+            case "cut_t" | "weight" | "log_prior" if x is None:
+                pass
+            case "log_prior":
+                floating(function, name, x)
+            case "a_tm1" | "cut_t" | "weight":
+                steps[name] = real(function, name, x)
+            case _:
+                steps[name] = floating(function, name, x)
+    if any(x.ndim for x in steps.values()):
+        common_shape(function, **steps)
+
+
+def scalar(function: str, name: str, x: object, *, positive: str = "") -> Array:
+    """A hyperparameter that is one number, above 0 where `positive` says how to fix what is not."""
+    array = floating(function, name, x)
+    if array.ndim:
+        raise fail(
+            function, str(list(array.shape)), f"{name} to be a scalar", "Use vmap for several."
+        )
+    if positive and concrete(x) and not np.asarray(x) > 0:
+        raise fail(function, str(x), f"{name} > 0", positive)
+    return array
+
+
+def per_step(function: str, name: str, x: object, step_name: str, shape: tuple[int, ...]) -> Array:
+    """What must have the very shape of `step_name`, since it is averaged over it."""
+    array = real(function, name, x)
+    if array.shape != shape:
+        raise fail(
+            function,
+            f"{list(array.shape)} and {list(shape)}",
+            f"{name} and {step_name} to have the same shape",
+            f"Broadcast it explicitly: jnp.broadcast_to(x, {step_name}.shape).",
         )
     return array
 
 
-def at_least(function: str, name: str, x: ArrayLike, bound: float) -> None:
-    """A hyperparameter that is concrete must not be below `bound`, nor NaN."""
-    if concrete(x) and not bool(np.all(np.asarray(x) >= bound)):
-        raise fail(function, str(x), f"{name} >= {bound:g}", f"Raise {name} to {bound:g} or more.")
+def callable_(function: str, name: str, x: object, signature: str) -> None:
+    if not callable(x):
+        raise TypeError(
+            sentence(function, _said(x), f"{name} to be a function, {signature}", "Pass one.")
+        )
+
+
+def keys(function: str, name: str, x: Any) -> Array:
+    """Typed random keys, of such or of raw ones."""
+    try:
+        is_typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        array: Array = x if is_typed else jax.random.wrap_key_data(x)
+    except (AttributeError, TypeError, ValueError):
+        raise TypeError(
+            sentence(function, _said(x), f"{name} to be a JAX key", "Make one: jax.random.key(0).")
+        ) from None
+    return array
+
+
+def _is_number(x: object) -> TypeGuard[float]:
+    # An integer that no float holds is left to be refused.
+    return isinstance(x, (bool, float)) or (isinstance(x, int) and abs(x) < 2**1000)
+
+
+def _said(x: object) -> str:
+    match x:
+        case None | str() | int():
+            return repr(x)
+        case list() | tuple():
+            return f"a {type(x).__name__} that is no array of numbers"
+        case _ if hasattr(x, "dtype"):
+            return f"an array of dtype {x.dtype}"
+    return f"a {type(x).__name__}"
 
 
 def count(function: str, name: str, n: object) -> int:
@@ -127,7 +263,7 @@ def action_values(function: str, name: str, x: Array, *, time: bool = True) -> N
 def states(function: str, name: str, x: ArrayLike, step_name: str, step: ArrayLike) -> Array:
     """Values at the T + 1 states of a rollout of T transitions, of which `step` is an array."""
     array = floating(function, name, x)
-    steps = jnp.shape(step)[:1]
+    steps = real(function, step_name, step).shape[:1]
     if not steps or array.ndim == 0 or array.shape[0] != steps[0] + 1:
         raise fail(
             function,
@@ -140,7 +276,7 @@ def states(function: str, name: str, x: ArrayLike, step_name: str, step: ArrayLi
 
 def actions(function: str, name: str, a: ArrayLike, values_name: str, values: Array) -> Array:
     """Action indices [T, ...] which belong to `values` [T, ..., A]."""
-    array = jnp.asarray(a)
+    array = real(function, name, a)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             sentence(

@@ -37,7 +37,7 @@ def _combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[
 
 
 def by_scan(x: Array, coefficient: Array) -> Array:
-    return jax.lax.scan(_step, jnp.zeros_like(x[0]), (x, coefficient), reverse=True)[1]
+    return jax.lax.scan(_step, jnp.zeros(x.shape[1:], x.dtype), (x, coefficient), reverse=True)[1]
 
 
 def by_associative_scan(x: Array, coefficient: Array) -> Array:

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, natural, returns
 from jaxsoft._typing import Float, Integer, Scalar, Shaped
+from jaxsoft.losses import _common
 from jaxsoft.losses.policy_gradient import actor_critic_loss
+from jaxsoft.natural import solve
 
 __all__ = [
     "actor_critic",
@@ -70,14 +71,20 @@ def n_step_soft_q(
     """
     name = "n_step_soft_q"
     q = _checks.states(name, "q", q, "a_tm1", a_tm1)
-    frozen = jax.lax.stop_gradient(
-        q if target_q is None else _checks.states(name, "target_q", target_q, "a_tm1", a_tm1)
+    _checks.states(name, "q", q, "r_t", r_t)
+    q_a = _common.take(name, "q[:-1]", q[:-1], a_tm1)
+    _checks.arguments(
+        name, log_prior=log_prior, a_tm1=a_tm1, r_t=r_t, discount_t=discount_t, n=n, cut_t=cut_t
     )
-    v, kl = boltzmann.value_and_kl(frozen, tau, log_prior)
+    _checks.scalar(name, "tau", tau)
+    held, what = (q, "q") if target_q is None else (target_q, "target_q")
+    held = _common.fixed(name, what, held)
+    boltzmann.same_shape(name, what, held, "q", q)
+    v, kl = boltzmann.value_and_kl(name, what, held, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(
         v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    return losses.soft_q_loss(q[:-1], a_tm1, target_t)
+    return _common.half_square(name, q_a=q_a, target_t=_common.fixed(name, "target_t", target_t))
 
 
 def actor_critic(
@@ -116,7 +123,19 @@ def actor_critic(
     Correction: (79), (80) lack the bootstrap γⁿV(s_{t+n}).
     """
     name = "actor_critic"
-    at = _states(name, v, log_pi, a_tm1, log_prior)
+    at = _states(
+        name,
+        v,
+        log_pi,
+        a_tm1,
+        log_prior,
+        r_t=r_t,
+        discount_t=discount_t,
+        tau=tau,
+        n=n,
+        value_coef=value_coef,
+        cut_t=cut_t,
+    )
     target_t = returns.n_step_soft_q_targets(
         at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
@@ -153,7 +172,19 @@ def naive_actor_critic(
     all. Arguments and result are those of `actor_critic`.
     """
     name = "naive_actor_critic"
-    at = _states(name, v, log_pi, a_tm1, log_prior)
+    at = _states(
+        name,
+        v,
+        log_pi,
+        a_tm1,
+        log_prior,
+        r_t=r_t,
+        discount_t=discount_t,
+        tau=tau,
+        n=n,
+        value_coef=value_coef,
+        cut_t=cut_t,
+    )
     target_t = returns.n_step_soft_q_targets(
         at.v, 0.0, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
@@ -189,7 +220,20 @@ def tied_soft_q(
     Its expected gradient over a_t ∼ π is that of `actor_critic`: one line of the two differs, the
     loss. Arguments and result are those of `actor_critic`.
     """
-    at = _states("tied_soft_q", v, log_pi, a_tm1, log_prior)
+    name = "tied_soft_q"
+    at = _states(
+        name,
+        v,
+        log_pi,
+        a_tm1,
+        log_prior,
+        r_t=r_t,
+        discount_t=discount_t,
+        tau=tau,
+        n=n,
+        value_coef=value_coef,
+        cut_t=cut_t,
+    )
     target_t = returns.n_step_soft_q_targets(
         at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
@@ -248,15 +292,31 @@ def damped_natural_q(
     Correction: (78) needs ε/τ for ε, (71) π_θold in its bracket.
     """
     name = "damped_natural_q"
-    if _checks.concrete(tau) and not np.all(np.asarray(tau) > 0):
-        raise _checks.fail(name, str(tau), "tau > 0", "At τ = 0 no policy gradient exists.")
+    _checks.callable_(name, "q_fn", q_fn, "params -> q [T+1, ..., A]")
+    solve.check(name, damping, solver)
+    tau = _checks.scalar(name, "tau", tau, positive="At tau = 0 no policy gradient exists.")
+    epsilon = _checks.scalar(name, "epsilon", epsilon)
     q = _checks.states(name, "q_fn(params)", q_fn(params), "a_tm1", a_tm1)
-    v, kl = boltzmann.value_and_kl(q, tau, log_prior)
+    _checks.states(name, "q_fn(params)", q, "r_t", r_t)
+    q_a = _common.take(name, "q_fn(params)[:-1]", q[:-1], a_tm1)
+    _checks.arguments(
+        name,
+        log_prior=log_prior,
+        a_tm1=a_tm1,
+        r_t=r_t,
+        discount_t=discount_t,
+        n=n,
+        cut_t=cut_t,
+        weight=weight,
+    )
+    if weight is not None:
+        _checks.per_step(name, "weight", weight, "a_tm1", q_a.shape)
+    v, kl = boltzmann.value_and_kl(name, "q_fn(params)", q, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(
         v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
     # (76): y − Q_old is Δ − τ(log(π/π̄) − KL), the bracket of (70).
-    improvement = target_t - losses.take_action(q[:-1], a_tm1)
+    improvement = target_t - q_a
 
     def log_prob_fn(p: Params) -> Array:
         log_pi = boltzmann.log_policy(q_fn(p), tau, log_prior)
@@ -265,7 +325,7 @@ def damped_natural_q(
     direction, info = natural.natural_gradient(
         log_prob_fn, params, improvement, damping=damping, solver=solver, weight=weight
     )
-    length = jnp.asarray(epsilon) / tau
+    length = epsilon / tau
     return jax.tree.map(lambda x: (length * x).astype(x.dtype), direction), info
 
 
@@ -285,14 +345,23 @@ class _States(NamedTuple):
 
 
 def _states(
-    function: str, v: ArrayLike, log_pi: ArrayLike, a_tm1: ArrayLike, log_prior: ArrayLike | None
+    function: str,
+    v: ArrayLike,
+    log_pi: ArrayLike,
+    a_tm1: ArrayLike,
+    log_prior: ArrayLike | None,
+    **transitions: Any,
 ) -> _States:
     v = _checks.states(function, "v", v, "a_tm1", a_tm1)
+    _checks.states(function, "v", v, "r_t", transitions["r_t"])
     log_pi = _checks.states(function, "log_pi", log_pi, "a_tm1", a_tm1)
-    log_pi_a = losses.take_action(log_pi[:-1], a_tm1)
+    log_pi_a = _common.take(function, "log_pi[:-1]", log_pi[:-1], a_tm1)
+    starts = {"v[:-1]": v[:-1]}
+    _checks.arguments(function, log_prior=log_prior, a_tm1=a_tm1, **starts, **transitions)
+    _checks.scalar(function, "tau", transitions["tau"])
     if log_prior is not None and jnp.ndim(log_prior) == log_pi.ndim:
         prior = jnp.asarray(log_prior)
         log_prior = prior if prior.shape[0] == 1 else prior[:-1]
     # Of the starts alone: a policy is not even computed at the last state.
-    kl_tm1 = boltzmann.kl_to_prior(log_pi[:-1], log_prior)
+    kl_tm1 = boltzmann.kl(function, "log_pi[:-1]", log_pi[:-1], log_prior)
     return _States(v, log_pi, log_pi_a, kl_tm1, log_prior)

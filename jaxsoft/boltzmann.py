@@ -67,8 +67,7 @@ def soft_value(
 
     Correction: (11) prints exp(q)/τ where exp(q/τ) is meant; (55) is an expectation over π̄.
     """
-    args, dtype = _enter("soft_value", q, tau, log_prior)
-    return _soft_value(*args)[..., 0].astype(dtype)
+    return value("soft_value", "q", q, tau, log_prior)
 
 
 def log_policy(
@@ -112,10 +111,7 @@ def kl_to_prior(
     Returns:
       [...], in the dtype of `log_pi`.
     """
-    log_pi, log_prior, dtype = _pair("kl_to_prior", "log_pi", log_pi, log_prior)
-    pi = jnp.exp(log_pi)
-    ratio = jnp.where(pi > 0, log_pi - log_prior, 0)
-    return jnp.sum(pi * ratio, axis=-1).astype(dtype)
+    return kl("kl_to_prior", "log_pi", log_pi, log_prior)
 
 
 def policy_value(
@@ -142,11 +138,11 @@ def policy_value(
     """
     (q, tau, _), dtype = _enter("policy_value", q, tau, log_prior)
     log_pi = _checks.floating("policy_value", "log_pi", log_pi)
-    _same_shape("policy_value", "log_pi", log_pi, "q", q)
+    same_shape("policy_value", "log_pi", log_pi, "q", q)
     pi = jnp.exp(log_pi.astype(q.dtype))
-    expected_q = jnp.sum(pi * jnp.where(pi > 0, q, 0), axis=-1, keepdims=True)
-    kl = kl_to_prior(log_pi.astype(q.dtype), log_prior)[..., None]
-    return (expected_q - tau * kl)[..., 0].astype(dtype)
+    expected_q = jnp.sum(pi * jnp.where(pi != 0, q, 0), axis=-1, keepdims=True)
+    divergence = kl("policy_value", "log_pi", log_pi.astype(q.dtype), log_prior)[..., None]
+    return (expected_q - tau * divergence)[..., 0].astype(dtype)
 
 
 def q_from_policy(
@@ -180,8 +176,7 @@ def q_from_policy(
             "Drop a trailing axis of size one from the value head: value[..., 0].",
         )
     dtype = jnp.promote_types(value.dtype, dtype) if value.ndim else dtype
-    taken = log_pi > -jnp.inf
-    ratio = jnp.where(taken, log_pi, 0) - jnp.where(taken, log_prior, 0)
+    taken, ratio = _log_ratio(log_pi, log_prior)
     q = value.astype(log_pi.dtype)[..., None] + tau * ratio
     return jnp.where(taken, q, -jnp.inf).astype(dtype)
 
@@ -202,8 +197,7 @@ def sample_actions(
     _checks.action_values("sample_actions", "log_pi", log_pi, time=False)
     # Gumbel noise in half precision has too few values: it would bias the draws.
     logits = log_pi.astype(_checks.computing_dtype(log_pi.dtype))
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+    key = _checks.keys("sample_actions", "key", key)
     if key.shape not in ((), logits.shape[:-1]):
         raise _checks.fail(
             "sample_actions",
@@ -217,15 +211,38 @@ def sample_actions(
     return draw(key, logits).astype(jnp.int32)
 
 
+def value(
+    function: str, name: str, q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None
+) -> Array:
+    """`soft_value`, of what another function calls `name`."""
+    args, dtype = _enter(function, q, tau, log_prior, name=name)
+    return _soft_value(*args)[..., 0].astype(dtype)
+
+
+def kl(function: str, name: str, log_pi: ArrayLike, log_prior: ArrayLike | None) -> Array:
+    """`kl_to_prior`, of what another function calls `name`."""
+    log_pi, log_prior, dtype = pair(function, name, log_pi, log_prior)
+    pi = jnp.exp(log_pi)
+    ratio = jnp.where(pi != 0, log_pi - log_prior, 0)
+    return jnp.sum(pi * ratio, axis=-1).astype(dtype)
+
+
+def log_ratio(function: str, name: str, log_pi: ArrayLike, log_prior: ArrayLike | None) -> Array:
+    """Log π − log π̄ [..., A], −inf where π(a) = 0, of what another function calls `name`."""
+    log_pi, log_prior, dtype = pair(function, name, log_pi, log_prior)
+    taken, ratio = _log_ratio(log_pi, log_prior)
+    return jnp.where(taken, ratio, -jnp.inf).astype(dtype)
+
+
 def value_and_kl(
-    q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None
+    function: str, name: str, q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None
 ) -> tuple[Array, ArrayLike]:
     """`soft_value`, and the Boltzmann policy's `kl_to_prior`, [...] each, from one exponential.
 
     Targets are made of these. The derivatives are those of the arithmetic, not exact at τ = 0,
     where a static τ gives a divergence of zero, since nothing depends on it.
     """
-    args, dtype = _enter("soft_value", q, tau, log_prior)
+    args, dtype = _enter(function, q, tau, log_prior, name=name)
     if _checks.concrete(tau) and np.all(np.asarray(tau) == 0):
         return _top(args[0], args[2])[..., 0].astype(dtype), 0.0
     b = _boltzmann(*args)
@@ -243,8 +260,7 @@ def _enter(
     function: str, q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None, name: str = "q"
 ) -> tuple[tuple[Array, Array, Array], jnp.dtype]:
     """Checks and broadcasts; returns ((q [..., A], tau [..., 1] or [], log π̄), result dtype)."""
-    q, log_prior, dtype = _pair(function, name, q, log_prior)
-    _checks.at_least(function, "tau", tau, 0.0)
+    q, log_prior, dtype = pair(function, name, q, log_prior)
     tau = _checks.floating(function, "tau", tau).astype(q.dtype)
     if tau.ndim:
         batch = q.shape[:-1]
@@ -261,7 +277,7 @@ def _enter(
     return (q, tau, log_prior), dtype
 
 
-def _pair(
+def pair(
     function: str, name: str, x: ArrayLike, log_prior: ArrayLike | None
 ) -> tuple[Array, Array, jnp.dtype]:
     """`x` [..., A] and log π̄, a scalar or of the rank of `x`, in the computing dtype."""
@@ -293,7 +309,7 @@ def _pair(
     )
 
 
-def _same_shape(function: str, name: str, x: Array, other: str, y: Array) -> None:
+def same_shape(function: str, name: str, x: Array, other: str, y: Array) -> None:
     if x.shape != y.shape:
         raise _checks.fail(
             function,
@@ -315,37 +331,46 @@ class _Boltzmann(NamedTuple):
 
 
 def _top(q: Array, log_prior: Array) -> Array:
-    return jnp.max(q, axis=-1, keepdims=True, where=log_prior > -jnp.inf, initial=-jnp.inf)
+    return jnp.max(q, axis=-1, keepdims=True, where=log_prior != -jnp.inf, initial=-jnp.inf)
 
 
 def _boltzmann(q: Array, tau: Array, log_prior: Array) -> _Boltzmann:
     top = _top(q, log_prior)
-    gap = jnp.where(log_prior > -jnp.inf, q, top) - top
-    # A gap of 0 stays 0 at every temperature; any other is −∞ at τ = 0.
-    scaled = jnp.where(gap < 0, jnp.where(gap < 0, gap, -1) / tau, 0)
+    gap = jnp.where(log_prior != -jnp.inf, q, top) - top
+    # At τ = 0 a gap of 0 stays 0, and any other is −∞. NaN passes every one of these tests.
+    hard = jnp.where(gap < 0, -jnp.inf, gap)
+    scaled = jnp.where(tau == 0, hard, gap / jnp.where(tau == 0, 1, tau))
+    # For τ above the gaps the mean is 1 − O(gap/τ): τ log(mean) keeps its digits only as log1p of
+    # a sum of expm1. Where little of the prior is near the best action that sum nears −1 and
+    # loses them, and the usual log-sum-exp is the exact form.
     if log_prior.ndim == 0:
-        size = q.shape[-1]
-        log_mass = log_prior + math.log(size)
-        log_share = jnp.full((), -math.log(size), q.dtype)
-        deficits = jnp.expm1(scaled)
-        deficit = jnp.mean(deficits, axis=-1, keepdims=True)
-        log_mean = jnp.log1p(deficit)
-        pi = (1 + deficits) / (size * (1 + deficit))
-    else:
-        log_mass = jax.nn.logsumexp(log_prior, axis=-1, keepdims=True)
-        log_share = log_prior - log_mass
-        # For τ above the gaps the mean is 1 − O(gap/τ): τ log(mean) keeps its digits only as
-        # log1p of a sum of expm1. Where the prior is small on the best action that sum nears
-        # −1 and loses them, and the usual log-sum-exp is the exact form.
-        deficit = jnp.sum(jnp.exp(log_share) * jnp.expm1(scaled), axis=-1, keepdims=True)
-        far = jax.nn.logsumexp(log_share + scaled, axis=-1, keepdims=True)
-        log_mean = jnp.where(deficit > -0.5, jnp.log1p(jnp.maximum(deficit, -0.5)), far)
-        pi = jnp.exp(log_share + scaled - log_mean)
-    return _Boltzmann(top, scaled, log_mass, log_mean, log_share + scaled - log_mean, pi)
+        size, log_mass = q.shape[-1], log_prior + math.log(q.shape[-1])
+        weights = jnp.exp(scaled)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        deficit = jnp.mean(jnp.expm1(scaled), axis=-1, keepdims=True)
+        near = jnp.log1p(jnp.maximum(deficit, -0.5))
+        is_near, log_size = deficit > -0.5, jnp.full((), math.log(size), q.dtype)
+        log_mean = jnp.where(is_near, near, jnp.log(total) - log_size)
+        log_pi = scaled - jnp.where(is_near, near + log_size, jnp.log(total))
+        return _Boltzmann(top, scaled, log_mass, log_mean, log_pi, weights / total)
+    log_mass = jax.nn.logsumexp(log_prior, axis=-1, keepdims=True)
+    log_share = log_prior - log_mass
+    deficit = jnp.sum(jnp.exp(log_share) * jnp.expm1(scaled), axis=-1, keepdims=True)
+    near = jnp.log1p(jnp.maximum(deficit, -0.5))
+    far = jax.nn.logsumexp(log_share + scaled, axis=-1, keepdims=True)
+    log_mean = jnp.where(deficit > -0.5, near, far)
+    log_pi = scaled + (log_share - log_mean)
+    return _Boltzmann(top, scaled, log_mass, log_mean, log_pi, jnp.exp(log_pi))
+
+
+def _log_ratio(log_pi: Array, log_prior: Array) -> tuple[Array, Array]:
+    """Where π(a) > 0, and log π − log π̄ there; 0 elsewhere."""
+    taken = log_pi != -jnp.inf
+    return taken, jnp.where(taken, log_pi, 0) - jnp.where(taken, log_prior, 0)
 
 
 def _expectation(pi: Array, x: Array) -> Array:
-    return jnp.sum(pi * jnp.where(pi > 0, x, 0), axis=-1, keepdims=True)
+    return jnp.sum(pi * jnp.where(pi != 0, x, 0), axis=-1, keepdims=True)
 
 
 @jax.custom_jvp
@@ -393,4 +418,4 @@ def _log_policy_jvp(
         - slope * dtau
         + (dlog_prior - _expectation(pi, dlog_prior))
     )
-    return log_pi, jnp.where(log_pi > -jnp.inf, tangent, 0)
+    return log_pi, jnp.where(log_pi == -jnp.inf, 0, tangent)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -170,13 +171,20 @@ def check_equivalence(
       An `Equivalence`.
     """
     name = "check_equivalence"
-    _checks.at_least(name, "tau", tau, 0.0)
-    tau = _checks.floating(name, "tau", tau)
-    a_tm1 = jnp.asarray(a_tm1)
+    _checks.callable_(name, "network_fn", network_fn, "(params, observations) -> q or (v, log_pi)")
+    _checks.arguments(name, r_t=r_t, discount_t=discount_t, n=n, cut_t=cut_t, weight=weight)
+    if not callable(log_prior):
+        _checks.arguments(name, log_prior=log_prior)
+    tau = _checks.scalar(name, "tau", tau, positive="At tau = 0 no policy gradient exists.")
+    a_tm1 = _checks.real(name, "a_tm1", a_tm1)
 
     def heads(p: Params) -> _Heads:
         prior = log_prior(p) if callable(log_prior) else log_prior
-        match jax.tree.leaves(network_fn(p, observations)):
+        out = jax.tree.leaves(network_fn(p, observations))
+        out = [_checks.floating(name, "network_fn(params, observations)", x) for x in out]
+        if out:
+            boltzmann.pair(name, "network_fn(params, observations)", out[-1], prior)
+        match out:
             case [q]:
                 v, log_pi = boltzmann.soft_value(q, tau, prior), boltzmann.log_policy(q, tau, prior)
             case [v, log_pi]:
@@ -189,25 +197,52 @@ def check_equivalence(
                     "Wrap the network: lambda params, observations: (v, log_pi).",
                 )
         _checks.states(name, "network_fn(params, observations)", log_pi, "a_tm1", a_tm1)
-        prior = boltzmann.log_prior_of(prior, log_pi.shape[-1])
+        prior = _checks.floating(name, "log_prior", boltzmann.log_prior_of(prior, log_pi.shape[-1]))
         prior = jnp.broadcast_to(prior, log_pi.shape)
         return _Heads(v, log_pi, q, boltzmann.kl_to_prior(log_pi, prior), prior)
 
     now = jax.lax.stop_gradient(heads(params))
+    _checks.states(name, "network_fn(params, observations)", now.log_pi, "r_t", r_t)
+    a_tm1 = _checks.actions(
+        name, "a_tm1", a_tm1, "network_fn(params, observations)[:-1]", now.log_pi[:-1]
+    )
     soft_target = returns.n_step_soft_q_targets(
         now.v, now.kl[:-1], r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    target_of = _as_function(soft_target if target is None else target)
+
+    def per_step(what: str, x: ArrayLike) -> Array:
+        return _checks.per_step(name, what, _checks.floating(name, what, x), "a_tm1", a_tm1.shape)
+
+    def moving(what: str, x: Moving) -> Callable[[Params], Array]:
+        """As a function of the parameters; an array is one that does not depend on them."""
+        if callable(x):
+            return lambda p: per_step(f"{what}(params)", x(p))
+        held = jax.lax.stop_gradient(per_step(what, x))
+        return lambda _: held
+
+    target_of = moving("target", soft_target if target is None else target)
     tau_kl = tau * now.kl[:-1]
-    value_target_of = _as_function(
-        target_of(params) - tau_kl if value_target is None else value_target
+    value_target_of = moving(
+        "value_target", target_of(params) - tau_kl if value_target is None else value_target
     )
+    if error_loss is not None:
+        _checks.callable_(name, "error_loss", error_loss, "errors -> losses")
     error_of = _half_square if error_loss is None else error_loss
-    share = jnp.ones(a_tm1.shape, now.q.dtype) if weight is None else jnp.asarray(weight)
+    share = jnp.ones(a_tm1.shape, now.q.dtype)
+    if weight is not None:
+        share = _checks.per_step(name, "weight", weight, "a_tm1", a_tm1.shape).astype(now.q.dtype)
+    if weight is not None and _checks.concrete(weight) and not np.any(np.asarray(weight)):
+        raise _checks.fail(
+            name, "0 everywhere", "weight above 0 at some step", "Check which steps count."
+        )
     share = share / jnp.sum(share)
+    # What does not count must not be infinite, or it would count after all: 0 · ∞ is NaN.
+    likely = jnp.argmax(now.log_pi[:-1], axis=-1).astype(a_tm1.dtype)
+    taken = jnp.where(share > 0, a_tm1, likely)
 
     def soft_q(p: Params, a: Array) -> Array:
-        return error_of(losses.take_action(heads(p).q[:-1], a) - target_of(p))
+        errors = losses.take_action(heads(p).q[:-1], a) - target_of(p)
+        return per_step("error_loss(errors)", error_of(errors))
 
     def policy_gradient(p: Params, a: Array) -> Array:
         at = heads(p)
@@ -218,20 +253,23 @@ def check_equivalence(
         return tau * policy + 0.5 * jnp.square(at.v[:-1] - value_target_of(p))
 
     def sampled(loss: _Loss) -> Params:
-        return jax.grad(lambda p: jnp.sum(share * loss(p, a_tm1)))(params)
+        return jax.grad(lambda p: jnp.sum(share * loss(p, taken)))(params)
 
     def enumerated(loss: _Loss, log_mu: Array) -> Params:
         """The gradient with each state's mean over all actions instead of its sample."""
-        every = jnp.arange(now.q.shape[-1])
+        mu = jnp.exp(log_mu)
+        every = jnp.arange(now.q.shape[-1], dtype=jnp.int32)
+        possible = jnp.where(mu > 0, every, likely[..., None])
 
         def mean(p: Params) -> Array:
-            each = jax.vmap(lambda a: loss(p, jnp.full_like(a_tm1, a)), out_axes=-1)(every)
-            mu = jnp.exp(log_mu)
-            return jnp.sum(share[..., None] * mu * jnp.where(mu > 0, each, 0))
+            each = jax.vmap(lambda a: loss(p, a), in_axes=-1, out_axes=-1)(possible)
+            return jnp.sum(share[..., None] * mu * each)
 
         return jax.grad(mean)(params)
 
-    log_mu = now.log_pi[:-1] if behaviour_log_pi is None else jnp.asarray(behaviour_log_pi)
+    log_mu = now.log_pi[:-1]
+    if behaviour_log_pi is not None:
+        log_mu = _checks.floating(name, "behaviour_log_pi", behaviour_log_pi)
     if log_mu.shape != now.log_pi[:-1].shape:
         raise _checks.fail(
             name,
@@ -252,11 +290,11 @@ def check_equivalence(
         _sensitivity(lambda p: heads(p).q[:-1], params),
         _sensitivity(lambda p: heads(p).log_pi, params),
     )
-    errors = losses.take_action(now.q[:-1], a_tm1) - target_of(params)
+    errors = losses.take_action(now.q[:-1], taken) - target_of(params)
     slope = jax.vmap(jax.grad(error_of))(jnp.ravel(errors))
     preconditions = Preconditions(
         acting=0.5 * jnp.max(jnp.sum(jnp.abs(jnp.exp(log_mu) - jnp.exp(under_pi)), axis=-1)),
-        surprise=_surprise(log_mu, a_tm1, share),
+        surprise=_surprise(log_mu, taken, share),
         normalised=jnp.max(jnp.abs(jax.nn.logsumexp(now.log_pi, axis=-1))),
         target=_ratio(_sensitivity(target_of, params), size_q),
         value_target=_ratio(_sensitivity(value_target_of, params), size_q),
@@ -295,14 +333,6 @@ def _half_square(error: Array) -> Array:
     return 0.5 * jnp.square(error)
 
 
-def _as_function(x: Moving) -> Callable[[Params], Array]:
-    """A target as a function of the parameters; an array is one that does not depend on them."""
-    if callable(x):
-        return x
-    held = jax.lax.stop_gradient(jnp.asarray(x))
-    return lambda _: held
-
-
 def _sensitivity(f: Callable[[Params], Array], params: Params) -> Array:
     """Size of a Jacobian: the norm of one random combination of its rows."""
     out, pull = jax.vjp(f, params)
@@ -317,7 +347,7 @@ def _surprise(log_mu: Array, a: Array, share: Array) -> Array:
     safe = jnp.where(mu > 0, log_mu, 0)
     mean = jnp.sum(mu * safe, axis=-1)
     variance = jnp.sum(mu * jnp.square(safe - mean[..., None]), axis=-1)
-    gap = jnp.sum(share * (losses.take_action(log_mu, a) - mean))
+    gap = jnp.sum(jnp.where(share > 0, share * (losses.take_action(log_mu, a) - mean), 0))
     # Under a uniform μ nothing is surprising: neither side has more than rounding to show.
     rounding = jnp.finfo(gap.dtype).eps * jnp.max(jnp.abs(mean))
     return jnp.abs(gap) / (jnp.sqrt(jnp.sum(jnp.square(share) * variance)) + 10 * rounding)

@@ -71,7 +71,6 @@ def td_errors(
       [T, ...].
     """
     name = "td_errors"
-    _checks.at_least(name, "tau", tau, 0.0)
     args = _checks.sequences(
         name, v_tm1=v_tm1, r_t=r_t, discount_t=discount_t, v_t=v_t, kl_tm1=kl_tm1, tau=tau
     )
@@ -167,7 +166,6 @@ def soft_q_targets(
       [T, ...].
     """
     name = "soft_q_targets"
-    _checks.at_least(name, "tau", tau, 0.0)
     args = _checks.sequences(name, advantage_t=advantage_t, v_tm1=v_tm1, kl_tm1=kl_tm1, tau=tau)
     advantage, value, kl, temperature = args.arrays
     return (value + temperature * kl + advantage).astype(args.dtype)
@@ -201,6 +199,10 @@ def n_step_soft_q_targets(
     """
     name = "n_step_soft_q_targets"
     v = _checks.states(name, "v", v, "r_t", r_t)
+    starts = {"v[:-1]": v[:-1]}
+    _checks.arguments(
+        name, r_t=r_t, kl_tm1=kl_tm1, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t, **starts
+    )
     delta_t = td_errors(v[:-1], r_t, discount_t, v_t=v[1:], kl_tm1=kl_tm1, tau=tau)
     advantage_t = n_step_advantages(delta_t, discount_t, n=n, cut_t=cut_t)
     return soft_q_targets(advantage_t, v[:-1], kl_tm1, tau=tau)
@@ -235,9 +237,10 @@ def one_step_targets(
     factor τ, and (82) the one of γτ before log|A|. (38) lacks a bracket: γ also scales the KL.
     """
     name = "one_step_targets"
+    _checks.arguments(name, r_t=r_t, discount_t=discount_t, tau=tau, log_prior=log_prior)
     q_t = _checks.floating(name, "q_t", q_t)
     _checks.action_values(name, "q_t", q_t)
-    value = boltzmann.soft_value(q_t, tau, log_prior)
+    value = boltzmann.value(name, "q_t", q_t, tau, log_prior)
     args = _checks.sequences(name, r_t=r_t, discount_t=discount_t, **{"q_t[..., 0]": value})
     r, discount, v_end = args.arrays
     return (r + discount * v_end).astype(args.dtype)
@@ -365,13 +368,16 @@ def v_trace(
     Reference: Espeholt et al. (2018), *IMPALA*, (1); the soft form replaces r by r − τKL.
     """
     name = "v_trace"
+    clips = [
+        _checks.scalar(name, clip, x) for clip, x in (("clip_rho", clip_rho), ("clip_c", clip_c))
+    ]
     args = _checks.sequences(
         name, delta_t=delta_t, discount_t=discount_t, log_rho_tm1=log_rho_tm1, lambda_=lambda_
     )
     delta, discount, log_rho, decay = args.arrays
     ratio = jnp.exp(log_rho)
-    rho = jnp.minimum(ratio, jnp.asarray(clip_rho, ratio.dtype))
-    trace = decay * jnp.minimum(ratio, jnp.asarray(clip_c, ratio.dtype))
+    rho, clipped = (jnp.minimum(ratio, clip.astype(ratio.dtype)) for clip in clips)
+    trace = decay * clipped
     errors = _advantages(name, args._replace(arrays=(rho * delta, discount * trace)), cut_t)
     continuing = _continuation(name, args, discount, cut_t)
     advantages = rho * (delta + continuing * _recurrence.shift(errors, 1))
@@ -381,13 +387,13 @@ def v_trace(
 def _continuation(
     function: str, args: _checks.Sequences, discount: Array, cut_t: ArrayLike | None
 ) -> Array:
-    """Discounts [T, ...] that are 0 after a cut."""
+    """Discounts [T, ...] that are 0 after a cut, of the shape that all arrays have together."""
     discount = jnp.broadcast_to(discount, args.shape)
     if cut_t is None:
         return discount
-    cut = jnp.asarray(cut_t).astype(discount.dtype)
+    cut = _checks.real(function, "cut_t", cut_t).astype(discount.dtype)
     _checks.common_shape(function, cut_t=cut, discount_t=discount)
-    return jnp.broadcast_to(discount * (1 - cut), args.shape)
+    return discount * (1 - cut)
 
 
 def _advantages(
@@ -395,4 +401,4 @@ def _advantages(
 ) -> Array:
     x, coefficient = args.arrays
     coefficient = _continuation(function, args, coefficient, cut_t)
-    return _recurrence.suffix_sums(jnp.broadcast_to(x, args.shape), coefficient, window)
+    return _recurrence.suffix_sums(jnp.broadcast_to(x, coefficient.shape), coefficient, window)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -14,8 +13,11 @@ import pandas as pd
 
 from experiments.engine.runs import Cell
 from jaxsoft.agents.settings import flag
-from jaxsoft.cli.config import ConfigError, from_json, to_json
+from jaxsoft.cli.config import ConfigError, to_json
+from jaxsoft.cli.config import read as read_config
+from jaxsoft.training import checkpoints
 from jaxsoft.training.logs import read_csv, writing
+from jaxsoft.training.provenance import read_sessions
 
 __all__ = [
     "CELL",
@@ -91,9 +93,15 @@ def collect(todo: Sequence[Cell]) -> Collected | None:
 
 
 def _curve(cell: Cell) -> pd.DataFrame:
-    names = ["seed", "step", "episode_return", "episodes", "episode_length"]
-    rows = pd.DataFrame(read_csv(cell.out / "metrics.csv"))[names]
+    names = ["seed", "step", "episodes", "episode_return", "episode_length"]
+    rows = pd.DataFrame(read_csv(cell.out / "metrics.csv", names))
+    rows = rows[["seed", "step", "episode_return", "episodes", "episode_length"]]
     rows = rows.astype(dict.fromkeys(("seed", "step", "episodes"), int))
+    if others := sorted({*rows["seed"]} - {*cell.seeds}):
+        raise ConfigError(
+            f"{cell.out / 'metrics.csv'} has rows of the seeds {others}, which the run is not of. "
+            "Restore the file from a copy."
+        )
     rows.insert(0, "game", cell.game)
     rows.insert(1, "variant", cell.variant)
     return rows
@@ -101,9 +109,16 @@ def _curve(cell: Cell) -> pd.DataFrame:
 
 def about_run(out: Path, variant: str = "") -> dict[str, Any]:
     """A row of runs.csv from the folder of a run: what it took, where, by which settings."""
-    config = from_json(json.loads((out / "config.json").read_text()))
-    sessions = json.loads((out / "run.json").read_text())["sessions"]
-    rate = len(config.seeds) * np.median(read_csv(out / "metrics.csv")["steps_per_second"])
+    config, _ = read_config(out)
+    place = out / "checkpoints"
+    if checkpoints.saved_steps(place) and checkpoints.read_config(place)[0] != to_json(config):
+        raise ConfigError(
+            f"{out / 'config.json'} has other settings than the newest checkpoint there, which the "
+            "run was made with. Restore it from a copy."
+        )
+    sessions = read_sessions(out / "run.json")
+    rates = read_csv(out / "metrics.csv", ["steps_per_second"])["steps_per_second"]
+    rate = len(config.seeds) * np.median(rates)
     settings: list[str] = []
     for name, value in to_json(config).items():
         if name not in ("game", "seeds"):

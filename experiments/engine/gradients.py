@@ -8,6 +8,7 @@ another policy than π, or targets from other parameters.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from jaxsoft.agents.on_policy import Heads
 from jaxsoft.cli import assembly, evaluate
 from jaxsoft.cli.config import ConfigError
 from jaxsoft.training import checkpoints as checkpoint
+from jaxsoft.training._json import sealed, unsealed
 from jaxsoft.training.loop import TrainState
 from jaxsoft.training.provenance import write_json
 
@@ -238,11 +240,13 @@ def measured(out: Path, size: Size) -> dict[str, list[dict[str, Any]]]:
     about = {"steps": steps, **dataclasses.asdict(size), "ages": list(size.ages)}
     file = out / "gradients.json"
     if file.exists():
-        before = json.loads(file.read_text())
-        if before["about"] == about:
-            return {name: list(before[name]) for name in ("gradients", "conditions")}
+        # What is damaged is measured again.
+        with contextlib.suppress(ValueError, KeyError):
+            before = unsealed(json.loads(file.read_text()))
+            if before["about"] == about:
+                return {name: list(before[name]) for name in ("gradients", "conditions")}
     found = measure(out, size, steps)
-    write_json(file, {"about": about} | found)
+    write_json(file, sealed({"about": about} | found))
     jax.clear_caches()
     return found
 

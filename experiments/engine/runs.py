@@ -5,13 +5,10 @@ Processes that carry out the same runs share them: a run that another process ho
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import itertools
-import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +18,8 @@ from experiments.studies import Preset, Study
 from jaxsoft.cli import train
 from jaxsoft.cli.config import Config, look_up
 from jaxsoft.cli.options import parse
-from jaxsoft.training.logs import writing
+from jaxsoft.training.lock import InUseError
+from jaxsoft.training.provenance import read_sessions
 
 __all__ = ["BINS", "Cell", "carry_out", "cells", "ranges"]
 
@@ -54,7 +52,7 @@ class Cell:
     def done(self) -> int:
         """Steps that the checkpoints of the run hold."""
         try:
-            sessions = json.loads((self.out / "run.json").read_text())["sessions"]
+            sessions = read_sessions(self.out / "run.json")
         except FileNotFoundError:
             return 0
         return max(int(session["to_step"]) for session in sessions)
@@ -98,34 +96,20 @@ def cells(
     return found
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Whether no other process holds the folder; if so, this one does meanwhile."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-
 def carry_out(todo: Sequence[Cell]) -> int:
     """Runs what is not finished; returns 0, or the status of the run that was interrupted."""
     for i, cell in enumerate(todo, start=1):
         if cell.finished:
             continue
-        with _alone(cell.out) as mine:
-            if not mine:
-                print(f"{cell.out}: another process is running it")
-                continue
-            print(f"\n[{i}/{len(todo)}] {cell.game} {cell.variant}, seeds {ranges(cell.seeds)}")
-            words = [*cell.words, "--out", str(cell.out), "--resume"]
+        print(f"\n[{i}/{len(todo)}] {cell.game} {cell.variant}, seeds {ranges(cell.seeds)}")
+        words = [*cell.words, "--out", str(cell.out), "--resume"]
+        try:
             status = train.train(*parse(words))
-            if status:
-                return status
+        except InUseError:
+            print(f"{cell.out}: another process is running it")
+            continue
+        if status:
+            return status
         # Compiled programs belong to the emulators of their run.
         jax.clear_caches()
     return 0

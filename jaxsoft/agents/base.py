@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsoft import _checks
+
 __all__ = ["Agent", "Metrics", "NetworkFn", "Params", "Rollout", "TimeStep", "mean"]
 
 Params = Any
@@ -130,6 +132,20 @@ class Agent(NamedTuple):
     forget: Callable[[State], State] = _all_of_it
 
 
-def mean(x: Array, weight: Array) -> Array:
-    """Σwx / Σw over the transitions that count, and 0 where none does, []."""
-    return jnp.sum(weight * x) / jnp.maximum(jnp.sum(weight), 1)
+def mean(x: Array, weight: Array, *, name: str = "mean") -> Array:
+    """Σwx / Σw over the transitions that count, and 0 where none does, [].
+
+    Args:
+      x: of the shape of `weight`; of transitions that do not count it may be NaN.
+      weight: w, 0 or 1.
+      name: of what x comes from, for errors.
+    """
+    if jnp.shape(x) != weight.shape or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise _checks.fail(
+            name,
+            f"{jnp.result_type(x)}{list(jnp.shape(x))}",
+            f"one number per transition, of a floating dtype and the shape {list(weight.shape)}",
+            "Return it unreduced: the mean is taken over the transitions that count.",
+        )
+    total = jnp.sum(jnp.where(weight == 0, 0, weight * x))
+    return total / jnp.maximum(jnp.sum(weight), 1)

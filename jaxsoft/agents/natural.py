@@ -101,13 +101,7 @@ def _solve(
     weight: Array,
 ) -> tuple[Params, Array]:
     """The direction to descend, and the solve's residual; zero where no transition counts."""
-    counts = jnp.any(weight > 0)
     direction, info = jaxsoft.natural_gradient(
-        rows,
-        params,
-        jnp.where(counts, errors, 0),
-        damping=damping,
-        solver=solver,
-        weight=jnp.where(counts, weight, 1),
+        rows, params, errors, damping=damping, solver=solver, weight=weight
     )
     return jax.tree.map(jnp.negative, direction), info.residual

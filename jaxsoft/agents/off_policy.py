@@ -77,7 +77,7 @@ def n_step_targets(
     Returns:
       [B].
     """
-    v, kl = boltzmann.value_and_kl(q_t, tau, log_prior)
+    v, kl = boltzmann.value_and_kl("off_policy.agent", "q", q_t, tau, log_prior)
 
     def after_nothing(x: Array) -> Array:
         """With a state before them, which cancels."""
@@ -153,8 +153,8 @@ def agent(
     target_period = _checks.count(name, "target_period", target_period)
     source = temperature.of(tau)
     if not callable(tau) and not isinstance(tau, temperature.Temperature):
-        _checks.at_least(name, "tau", tau, 0.0)
-    _checks.at_least(name, "learning_starts", learning_starts, 0)
+        _checks.arguments(name, tau=tau)
+    _checks.arguments(name, discount=discount, learning_starts=learning_starts)
 
     def epsilon_at(steps: Array) -> Array:
         # Schedules subtract: they are given a signed count.
@@ -200,7 +200,7 @@ def agent(
 
         def mean_loss(params: Params) -> tuple[Array, Array]:
             q = network(params, window.observation[0])
-            return mean(loss(q, action, target), weight), q
+            return mean(loss(q, action, target), weight, name="loss"), q
 
         params = learned.trained.params
         (value, q), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params)

@@ -230,7 +230,8 @@ def direction_of(step_loss: StepLoss, *, differentiates_target: bool = True) -> 
         def loss(out: Any) -> tuple[Array, Heads]:
             parts = head(out, objective), *ends
             at = Heads(*(jnp.concatenate(states) for states in zip(*parts, strict=True)))
-            return mean(step_loss(at, rollout, objective), rollout.weight), starts_of(at)
+            losses = step_loss(at, rollout, objective)
+            return mean(losses, rollout.weight, name="step_loss"), starts_of(at)
 
         (value, at), cotangents = jax.value_and_grad(loss, has_aux=True)(out)
         [gradients] = pull(cotangents)

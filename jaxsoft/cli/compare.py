@@ -16,7 +16,7 @@ import jaxsoft
 from jaxsoft.agents.registry import ALGORITHMS
 from jaxsoft.agents.settings import count
 from jaxsoft.cli import assembly, evaluate, plot, train
-from jaxsoft.cli.config import ConfigError, look_up
+from jaxsoft.cli.config import Config, ConfigError, Runtime, look_up
 from jaxsoft.cli.options import Parser, called, parse, stop_with
 from jaxsoft.training.logs import read_csv
 
@@ -33,9 +33,18 @@ def summarise(runs: dict[str, Path]) -> Table:
     for column in ("return, last tenth of training", f"return, {GAMES} new games", "steps/s"):
         table.add_column(column, justify="right")
     for name, out in runs.items():
-        rows = read_csv(out / "metrics.csv")
-        late = rows["step"] > 0.9 * rows["step"].max()
+        rows = read_csv(
+            out / "metrics.csv", ("step", "seed", "episodes", "episode_return", "steps_per_second")
+        )
         trained = evaluate.load(out)
+        found = sorted(map(int, np.unique(rows["seed"]))), int(rows["step"].max())
+        expected = sorted(trained.config.seeds), trained.step
+        if found != expected:
+            raise ValueError(
+                f"{out / 'metrics.csv'}: given rows of the seeds {found[0]} up to step {found[1]}; "
+                f"expected those of {expected[0]} up to {expected[1]}. Restore it from a copy."
+            )
+        late = rows["step"] > 0.9 * trained.step
         score, _ = evaluate.play(trained, GAMES)
         reached = [
             np.average(rows["episode_return"][chosen], weights=rows["episodes"][chosen])
@@ -107,33 +116,46 @@ def main(words: Sequence[str] | None = None) -> int:
         metavar="N",
     )
     given = parser.parse_args(words)
-    runs = {name: given.out / name for name in given.algorithms}
-    started = time.monotonic()
+    shared = ["--game", given.game, "--steps", str(given.steps), "--resume"]
+    shared += ["--seeds", *map(str, given.seeds)]
     try:
-        for name, out in runs.items():
-            command = ["--game", given.game, "--algorithm", name, "--steps", str(given.steps)]
-            command += ["--seeds", *map(str, given.seeds), "--out", str(out), "--resume"]
-            status = train.train(*parse(command))
-            if status:
-                print("The same jaxsoft compare continues with all of them.")
-                return status
-        console = Console()
-        console.print()
-        console.print(summarise(runs))
-        tied = next((x for x in runs if ALGORITHMS[x].head == "actor_critic"), None)
-        if tied:
-            print(f"\nThe gradients of soft Q-learning and policy gradient at what {tied} has")
-            print("learned, on one rollout of its own:\n")
-            print(equivalence(runs[tied]))
-        curve = given.out / "curve.png"
-        plot.learning_curve(
-            {name: out / "metrics.csv" for name, out in runs.items()},
-            curve,
-            title=given.game,
-            frames_per_step=4 if look_up(given.game).is_atari else 1,
-        )
+        todo = [
+            parse([*shared, "--algorithm", name, "--out", str(given.out / name)])
+            for name in given.algorithms
+        ]
+        with train.Folder(given.out) as folder:
+            try:
+                return _compare(given.out, todo)
+            finally:
+                folder.begun = any(out.exists() for out in (runtime.out for _, runtime in todo))
     except (ConfigError, train.RunError, ImportError, OSError, ValueError) as error:
         return stop_with(error)
+
+
+def _compare(whole: Path, todo: Sequence[tuple[Config, Runtime]]) -> int:
+    """The comparison, once the folder is its own."""
+    runs = {config.algorithm: runtime.out for config, runtime in todo}
+    started = time.monotonic()
+    for config, runtime in todo:
+        status = train.train(config, runtime)
+        if status:
+            print("The same jaxsoft compare continues with all of them.")
+            return status
+    console = Console()
+    console.print()
+    console.print(summarise(runs))
+    tied = next((x for x in runs if ALGORITHMS[x].head == "actor_critic"), None)
+    if tied:
+        print(f"\nThe gradients of soft Q-learning and policy gradient at what {tied} has")
+        print("learned, on one rollout of its own:\n")
+        print(equivalence(runs[tied]))
+    curve = whole / "curve.png"
+    plot.learning_curve(
+        {name: out / "metrics.csv" for name, out in runs.items()},
+        curve,
+        title=todo[0][0].game,
+        frames_per_step=4 if look_up(todo[0][0].game).is_atari else 1,
+    )
     print(f"\nLearning curves: {curve}")
     for out in runs.values():
         print(f"Checkpoints:     {out / 'checkpoints'}")

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import os
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from jaxsoft import environments
 from jaxsoft.agents.registry import ALGORITHMS, Algorithm, settings_of
 from jaxsoft.agents.settings import Settings, SettingsError, check_range, count, option, said
+from jaxsoft.training._json import read_json
 
 __all__ = [
     "Config",
@@ -24,6 +26,7 @@ __all__ = [
     "fields_of",
     "from_json",
     "look_up",
+    "read",
     "to_json",
 ]
 
@@ -258,20 +261,66 @@ def to_json(config: Config) -> dict[str, Any]:
     }
 
 
-def from_json(values: Mapping[str, Any]) -> Config:
-    """The settings of a `config.json`."""
-    entry = ALGORITHMS.get(values.get("algorithm", ""))
-    known = fields_of(Config) | (fields_of(entry.settings) if entry else {})
-    unknown = sorted(set(values) - set(known) - {"version"})
-    if unknown or entry is None:
-        what = f"settings {', '.join(unknown)}" if entry else f"algorithm {values.get('algorithm')}"
+def from_json(values: Any, file: str | Path = "config.json") -> Config:
+    """The settings of a `config.json`, which is refused unless `to_json` can have made it.
+
+    Args:
+      values: what it holds.
+      file: what to call it.
+    """
+    restore = "Restore the file from a copy, or begin again in another folder."
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} is damaged: it holds no settings by name. {restore}")
+    name = values.get("algorithm")
+    entry = ALGORITHMS.get(name) if isinstance(name, str) else None
+    specs = fields_of(Config) | (fields_of(entry.settings) if entry else {})
+    unknown = sorted(set(values) - set(specs) - {"version"})
+    if entry is None or unknown:
+        what = f"settings {', '.join(unknown)}" if entry else f"algorithm {name}"
         raise ConfigError(
-            f"config.json has the unknown {what}: it is of another version. Begin again in "
-            "another folder."
+            f"{file} has the unknown {what}: it is damaged, or of another version. {restore}"
         )
     given: dict[str, Any] = {
-        name: tuple(x) if isinstance(x, list) else x for name, x in values.items()
+        key: tuple(x) if isinstance(x, list) else x for key, x in values.items() if key != "version"
     }
-    run: dict[str, Any] = {name: given.get(name) for name in fields_of(Config)}
-    own = {name: given[name] for name in fields_of(entry.settings) if name in given}
-    return Config(**run, settings=entry.settings(**own))
+    hints = typing.get_type_hints(Config) | typing.get_type_hints(entry.settings)
+    for key, value in given.items():
+        choices = specs[key].metadata["parser"].get("choices")
+        if not _is_a(value, hints[key]) or (choices and value not in choices):
+            raise ConfigError(f"{file} is damaged: it has {key} = {values[key]!r}. {restore}")
+    lacking = [key for key in ("game", "steps") if key not in given]
+    if not lacking:
+        try:
+            config = complete(given)
+        except ConfigError as error:
+            raise ConfigError(f"{file} is damaged, or of another version: {error}") from error
+        lacking = sorted(set(to_json(config)) - set(given))
+    if lacking:
+        raise ConfigError(f"{file} is damaged: it has no {', '.join(lacking)}. {restore}")
+    return config
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of a field's type."""
+    if typing.get_origin(hint) is tuple:
+        kind = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and value != () and all(_is_a(x, kind) for x in value)
+    if kinds := typing.get_args(hint):
+        return any(_is_a(value, kind) for kind in kinds)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def read(out: Path) -> tuple[Config, int]:
+    """The settings of the run in a folder, and the version of its checkpoints."""
+    file = out / "config.json"
+    values = read_json(file)
+    config = from_json(values, file)
+    version = values.get("version")
+    if not _is_a(version, int):
+        raise ConfigError(
+            f"{file} is damaged: it has version = {version!r}. Restore the file from a copy, or "
+            "begin again in another folder."
+        )
+    return config, version

@@ -19,7 +19,7 @@ from jaxsoft import environments
 from jaxsoft.agents.base import Agent
 from jaxsoft.agents.settings import MOST, count
 from jaxsoft.cli import assembly, memory
-from jaxsoft.cli.config import Config, ConfigError, from_json, to_json
+from jaxsoft.cli.config import Config, ConfigError, read, to_json
 from jaxsoft.cli.options import Parser, stop_with
 from jaxsoft.environments.autoreset import interpret
 from jaxsoft.training import loop
@@ -50,13 +50,11 @@ class Trained(NamedTuple):
 def load(out: Path, step: int | None = None) -> Trained:
     """Reads a run's folder, its newest checkpoint or that of a step."""
     try:
-        values = json.loads((out / "config.json").read_text())
+        config, version = read(out)
     except FileNotFoundError:
         raise ConfigError(
             f"{out} holds no run: there is no config.json. Name the --out of a training run."
         ) from None
-    version = values.pop("version", None)
-    config = from_json(values)
     agent = assembly.agent(config)
     like = jax.eval_shape(lambda: initial(agent, config.seeds))
     with Checkpoints(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 import shutil
 import sys
 import textwrap
@@ -22,7 +21,7 @@ from jaxsoft.cli.config import (
     Runtime,
     complete,
     fields_of,
-    from_json,
+    read,
     to_json,
 )
 
@@ -205,7 +204,7 @@ def parse(words: Sequence[str] | None = None) -> tuple[Config, Runtime]:
     check_range(runtime)
     saved = runtime.out / "config.json"
     if runtime.resume and saved.exists():
-        return _agreed(from_json(json.loads(saved.read_text())), given, runtime), runtime
+        return _agreed(read(runtime.out)[0], given, runtime), runtime
     for name in ("game", "algorithm", "steps"):
         if name not in given:
             out.error(f"{flag(name)} is missing")

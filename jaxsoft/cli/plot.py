@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from jaxsoft.training._json import read_texts
 from jaxsoft.training.logs import read_csv, writing
 
 __all__ = ["Line", "Panel", "draw", "learning_curve", "main", "smoothed"]
@@ -269,10 +269,11 @@ def learning_curve(
 
 
 def _table(label: str, run: str | Path | Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    table = run if isinstance(run, Mapping) else read_csv(run)
-    if table and (lacking := [name for name in NEEDED if name not in table]):
+    name, table = (label, run) if isinstance(run, Mapping) else (str(run), read_csv(run))
+    if table and (lacking := [column for column in NEEDED if column not in table]):
         raise ValueError(
-            f"{label}: given no columns {lacking}; expected {list(NEEDED)}, as CsvLog writes them."
+            f"{name}: given no columns {lacking}; expected {list(NEEDED)}, as CsvLog writes them. "
+            "Restore the first line."
         )
     return table if table and len(table["step"]) else {}
 
@@ -325,10 +326,8 @@ def smoothed(
 
 def describe(directories: Sequence[Path]) -> tuple[list[str], str]:
     """A label per run and a title, from config.json where there is one."""
-    configs = []
-    for directory in directories:
-        file = directory / "config.json"
-        configs.append(json.loads(file.read_text()) if file.exists() else {})
+    files = [directory / "config.json" for directory in directories]
+    configs = [read_texts(file, "game", "algorithm") if file.exists() else {} for file in files]
     games = [config.get("game", "") for config in configs]
     same = len(set(games)) == 1
     names = [directory.resolve().name for directory in directories]

@@ -19,14 +19,15 @@ from jaxsoft.cli import assembly, evaluate, memory, plot
 from jaxsoft.cli.config import Config, ConfigError, Runtime, look_up, to_json
 from jaxsoft.cli.options import called, parse, stop_with
 from jaxsoft.training.checkpoints import Checkpoints
+from jaxsoft.training.lock import Lock
 from jaxsoft.training.logs import CsvLog, TensorBoardLog, writing
 from jaxsoft.training.loop import Report, TrainState, initial
 from jaxsoft.training.progress import Progress
 from jaxsoft.training.provenance import Sessions, write_json
 
-__all__ = ["RunError", "main", "train"]
+__all__ = ["Folder", "RunError", "main", "train"]
 
-VERSION = 2
+VERSION = 3
 """Of what a checkpoint holds; another one is refused."""
 
 CALL_SECONDS = 0.5
@@ -63,35 +64,46 @@ class _Signals:
         self.received = number
 
 
-class _Folder:
-    """A run's folder, which is as it was before if the run fails before its first update."""
+class Folder:
+    """A folder of one writer, which is as it was before if that fails before it has `begun`."""
 
     def __init__(self, path: Path) -> None:
-        """Makes it."""
+        """Makes it and locks it."""
         self.begun = False
         self._path = path
         self._made = [each for each in (path, *path.parents) if not each.exists()]
-        self._there = self._found()
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = Lock(path)
+        except OSError:
+            self._unmake()
+            raise
+        self._there = self._found()
 
-    def __enter__(self) -> _Folder:
+    def __enter__(self) -> Folder:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
-        if error is None or self.begun:
-            return
-        for new in self._found() - self._there:
+        failed = error is not None and not self.begun
+        for new in self._found() - self._there if failed else ():
             if new.is_dir():
                 shutil.rmtree(new, ignore_errors=True)
             else:
                 new.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            for new in self._made:
-                new.rmdir()
+        self._lock.release()
+        if failed:
+            self._unmake()
 
     def _found(self) -> set[Path]:
-        return {*self._path.glob("*"), *self._path.glob("tensorboard/*")}
+        """All but the lock, which goes with its release."""
+        found = {*self._path.glob("*"), *self._path.glob("tensorboard/*")}
+        return found - {self._path / "lock"}
+
+    def _unmake(self) -> None:
+        with contextlib.suppress(OSError):
+            for new in self._made:
+                new.rmdir()  # and not what another run has begun to write to
 
 
 def train(config: Config, runtime: Runtime) -> int:
@@ -99,19 +111,22 @@ def train(config: Config, runtime: Runtime) -> int:
     if runtime.video is not None:
         evaluate.check_video(config, runtime.video)
     last = _last(config, runtime)
+    memory.check(config, save_replay=runtime.save_replay)
+    with memory.explained(config), Folder(runtime.out) as folder:
+        return _train(config, runtime, last, folder)
+
+
+def _train(config: Config, runtime: Runtime, last: int, folder: Folder) -> int:
+    """The run, once the folder is its own."""
     out = runtime.out
     settings = to_json(config)
-    resumed = _holds_run(out, runtime.resume)
-    memory.check(config, save_replay=runtime.save_replay)
-    with memory.explained(config), _Signals() as signals:
+    resumed = _resumes(out, runtime.resume)
+    with _Signals() as signals:
         loop = assembly.loop(config, driver=runtime.driver, threads=runtime.env_threads)
-        state = jax.block_until_ready(initial(loop.agent, config.seeds))
-        with (
-            _Folder(out) as folder,
-            Checkpoints(
-                out / "checkpoints", keep=runtime.keep, config=settings, version=VERSION
-            ) as checkpoints,
-        ):
+        state = initial(loop.agent, config.seeds)
+        with Checkpoints(
+            out / "checkpoints", keep=runtime.keep, config=settings, version=VERSION
+        ) as checkpoints:
             begun = 0
             if resumed and checkpoints.latest() is not None:
                 begun, held = evaluate.restore(checkpoints, loop.agent, state)
@@ -162,7 +177,7 @@ class _Run:
         self.reported_at = time.monotonic()
         self.reported = 0
 
-    def advance(self, done: int, total: int, signals: _Signals, folder: _Folder) -> None:
+    def advance(self, done: int, total: int, signals: _Signals, folder: Folder) -> None:
         """From an update to another."""
         every = self.runtime.report_every or max(1, self.config.steps // 100)
         period = max(1, every // self.loop.steps_per_update)
@@ -262,8 +277,8 @@ def _joined(held: TrainState, fresh: TrainState) -> TrainState:
     )
 
 
-def _holds_run(out: Path, resume: bool) -> bool:
-    """Whether there is a run to resume; one that is not to be resumed is refused."""
+def _resumes(out: Path, resume: bool) -> bool:
+    """Whether there is a run to resume; one that is not to be resumed is not touched."""
     there = (out / "config.json").exists()
     if there and not resume:
         raise ConfigError(

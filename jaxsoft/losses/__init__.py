@@ -5,9 +5,9 @@ actions, `_tm1` belongs to the state in which the action was taken. Every loss r
 per step, [T, ...]; give steps that are not transitions (an environment's auto-reset step) weight
 0 and take the mean.
 
-Targets, advantages, importance weights and old values are held fixed inside the losses, by
-`_common.fixed` and nowhere else. The prior, τ and the coefficients are ordinary differentiable
-inputs. The one loss that differentiates its target is `path_consistency_loss`: that is its point.
+Targets, advantages, importance weights and old values are held fixed inside the losses. The prior,
+τ and the coefficients are ordinary differentiable inputs, outside of what is held fixed. The one
+loss that differentiates its target is `path_consistency_loss`: that is its point.
 """
 
 from jaxsoft.losses._common import take_action

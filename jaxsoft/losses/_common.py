@@ -35,6 +35,8 @@ def take(function: str, name: str, values: ArrayLike, a: ArrayLike, a_name: str 
     values = _checks.floating(function, name, values)
     _checks.action_values(function, name, values)
     a = _checks.actions(function, a_name, a, name, values)
+    # In 8 bits one could not count to 128.
+    a = a.astype(jnp.promote_types(a.dtype, jnp.int32))
     index = jax.lax.broadcasted_iota(a.dtype, values.shape, values.ndim - 1)
     chosen = index == a[..., None]
     taken = jnp.sum(jnp.where(chosen, values, 0), axis=-1)
@@ -58,8 +60,7 @@ def log_ratio(
     a: ArrayLike,
     log_prior: ArrayLike | None,
     name: str = "log_pi_tm1",
-) -> tuple[Array, Array]:
-    """Log π(a) and log π(a) − log π̄(a)."""
-    log_pi_a = take(function, name, log_pi, a)
-    ratio = boltzmann.q_from_policy(jnp.zeros_like(log_pi_a), log_pi, 1.0, log_prior)
-    return log_pi_a, take(function, name, ratio, a)
+) -> Array:
+    """Log π(a) − log π̄(a)."""
+    _checks.arguments(function, log_prior=log_prior)
+    return take(function, name, boltzmann.log_ratio(function, name, log_pi, log_prior), a)

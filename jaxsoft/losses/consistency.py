@@ -54,7 +54,17 @@ def path_consistency_loss(
     expectation, which a squared error then estimates with a bias; (89), (90) need π = π*.
     """
     name = "path_consistency_loss"
-    _checks.at_least(name, "tau", tau, 0.0)
-    _, log_ratio = _common.log_ratio(name, log_pi_tm1, a_tm1, log_prior)
+    log_ratio = _common.log_ratio(name, log_pi_tm1, a_tm1, log_prior)
+    _checks.arguments(
+        name,
+        v_tm1=v_tm1,
+        a_tm1=a_tm1,
+        r_t=r_t,
+        discount_t=discount_t,
+        v_t=v_t,
+        tau=tau,
+        n=n,
+        cut_t=cut_t,
+    )
     errors = returns.td_errors(v_tm1, r_t, discount_t, v_t=v_t, kl_tm1=log_ratio, tau=tau)
     return 0.5 * jnp.square(returns.n_step_advantages(errors, discount_t, n=n, cut_t=cut_t))

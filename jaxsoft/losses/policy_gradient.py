@@ -42,9 +42,8 @@ def policy_gradient_loss(
     Correction: (52) lacks −τ∇KL(s_t); in (49) that term stands outside ∇log π(…).
     """
     name = "policy_gradient_loss"
-    _checks.at_least(name, "tau", tau, 0.0)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
-    kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
+    kl = boltzmann.kl(name, "log_pi_tm1", log_pi_tm1, log_prior)
     args = _checks.sequences(
         name,
         log_pi_tm1=log_pi_a,
@@ -109,7 +108,7 @@ def a2c_loss(
     """
     name = "a2c_loss"
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
-    kl = boltzmann.kl_to_prior(log_pi_tm1, log_prior)
+    kl = boltzmann.kl(name, "log_pi_tm1", log_pi_tm1, log_prior)
     return actor_critic_loss(
         name,
         v_tm1,
@@ -134,7 +133,6 @@ def actor_critic_loss(
     value_coef: ArrayLike,
 ) -> Array:
     """`a2c_loss` of known KLs: that of the policy, and the one that the target includes."""
-    _checks.at_least(function, "tau", tau, 0.0)
     args = _checks.sequences(
         function,
         v_tm1=v_tm1,
@@ -185,15 +183,15 @@ def natural_regression_loss(
     1/(1 + ατ); (77)-(78) lack τ and the factor 1/τ of ε. (67) counts the step size twice.
     """
     name = "natural_regression_loss"
-    _checks.at_least(name, "tau", tau, 0.0)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     fixed_old = _common.fixed(name, "log_pi_old_tm1", log_pi_old_tm1)
-    old_a, old_ratio = _common.log_ratio(name, fixed_old, a_tm1, log_prior, "log_pi_old_tm1")
+    old_a = _common.take(name, "log_pi_old_tm1", fixed_old, a_tm1)
+    old_ratio = _common.log_ratio(name, fixed_old, a_tm1, log_prior, "log_pi_old_tm1")
     args = _checks.sequences(
         name,
         log_pi_old=old_a,
         log_ratio=old_ratio,
-        kl=boltzmann.kl_to_prior(fixed_old, log_prior),
+        kl=boltzmann.kl(name, "log_pi_old_tm1", fixed_old, log_prior),
         advantage_t=_common.fixed(name, "advantage_t", advantage_t),
         log_pi=log_pi_a,
         tau=tau,

@@ -64,7 +64,6 @@ def damped_soft_q_loss(
       [T, ...].
     """
     name = "damped_soft_q_loss"
-    _checks.at_least(name, "epsilon", epsilon, 0.0)
     q = _common.take(name, "q_tm1", q_tm1, a_tm1)
     old = _common.take(name, "q_old_tm1", _common.fixed(name, "q_old_tm1", q_old_tm1), a_tm1)
     args = _checks.sequences(
@@ -96,7 +95,7 @@ def tied_soft_q_loss(
 
     That is: 1/τ into the advantage stream τ log π, and c into the value stream. In expectation
     over a_t ∼ π it is the gradient of `a2c_loss`, shared trunk included; c = 1/τ is the plain
-    soft Q gradient divided by τ.
+    soft Q gradient divided by τ. The derivatives by τ and log π̄ are those of L.
 
     Args:
       v_tm1: state values [T, ...].
@@ -113,7 +112,9 @@ def tied_soft_q_loss(
     Correction: §6.3 prints 1/ε for the 1/τ of the advantage stream.
     """
     name = "tied_soft_q_loss"
-    log_pi_a, log_ratio = _common.log_ratio(name, log_pi_tm1, a_tm1, log_prior)
+    log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
+    held = _common.fixed(name, "log_pi_tm1", log_pi_tm1)
+    log_ratio = _common.log_ratio(name, held, a_tm1, log_prior)
     return _tied_half_square(name, v_tm1, log_pi_a, log_ratio, target_t, tau, value_coef)
 
 
@@ -133,7 +134,7 @@ def pgq_loss(
 
         Q̃ = V + τ (log(π/π̄) − KL),   L_t = (1−η) ½ (Q̃ − R_t)² + η ½ (Q̃ − B_t)²             (87)
 
-    with the gradient of `tied_soft_q_loss`, (Q̃ − target)(∇log π + c∇V). The first part is the
+    with the derivatives of `tied_soft_q_loss`, (Q̃ − target)(∇log π + c∇V). The first part is the
     entropy-regularised actor-critic on returns R, the second Q-learning on backups B. Q̃ has the
     mean V under π, so R and B estimate a Q of that mean; soft Q targets y, which include no first
     KL, go in as y − τKL, and then R = B = y − τKL is exactly `tied_soft_q_loss`.
@@ -156,8 +157,11 @@ def pgq_loss(
     goes.
     """
     name = "pgq_loss"
-    log_pi_a, log_ratio = _common.log_ratio(name, log_pi_tm1, a_tm1, log_prior)
-    centred = log_ratio - _common.fixed(name, "kl", boltzmann.kl_to_prior(log_pi_tm1, log_prior))
+    _checks.arguments(name, return_t=return_t, backup_t=backup_t)
+    log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
+    held = _common.fixed(name, "log_pi_tm1", log_pi_tm1)
+    log_ratio = _common.log_ratio(name, held, a_tm1, log_prior)
+    centred = log_ratio - boltzmann.kl(name, "log_pi_tm1", held, log_prior)
 
     actor = _tied_half_square(name, v_tm1, log_pi_a, centred, return_t, tau, value_coef)
     learner = _tied_half_square(name, v_tm1, log_pi_a, centred, backup_t, tau, value_coef)
@@ -175,19 +179,21 @@ def _tied_half_square(
     tau: ArrayLike,
     value_coef: ArrayLike,
 ) -> Array:
-    """½ (Q − y)² of Q = V + τ·log_ratio, whose gradient counts log π once and V c times."""
-    _checks.at_least(function, "tau", tau, 0.0)
+    """½ (Q − y)² of Q = V + τ·log_ratio, whose gradient counts log π once and V c times.
+
+    `log_ratio` holds π fixed.
+    """
     args = _checks.sequences(
         function,
         v_tm1=v_tm1,
         log_pi=log_pi_a,
-        log_ratio=_common.fixed(function, "log_ratio", log_ratio),
+        log_ratio=log_ratio,
         target_t=_common.fixed(function, "target_t", target_t),
         tau=tau,
         value_coef=value_coef,
     )
     v, log_pi_a, log_ratio, target, temperature, c = args.arrays
-    q = jax.lax.stop_gradient(v + temperature * log_ratio)
+    q = jax.lax.stop_gradient(v) + temperature * log_ratio
     # Each stream enters as a difference that is zero in value: the sum stays exact at any
     # coefficient, where (1/τ)x − (1/τ − 1)x would lose digits as τ → 0.
     streams = _own_gradient(log_pi_a) + c * _own_gradient(v)

@@ -37,10 +37,15 @@ def linearise(
     weight: ArrayLike | None,
     advantage: ArrayLike | None = None,
 ) -> Samples:
+    _checks.callable_(function, "log_prob_fn", log_prob_fn, "params -> log π(a_t|s_t) [N]")
     compute = computing_dtype(function, params)
-    shape = jax.eval_shape(log_prob_fn, params).shape
+    # Vectors live in at least float32, whatever dtype the parameters are kept in: half precision
+    # would end any iteration after a few steps.
+    wide = jax.tree.map(lambda x: jnp.asarray(x).astype(compute), params)
+    log_prob_fn = _in_wide(_checked(function, log_prob_fn), wide, params)
+    shape = jax.eval_shape(log_prob_fn, wide).shape
     for name, x in (("advantage", advantage), ("weight", weight)):
-        if x is not None and jnp.shape(x) != shape:
+        if x is not None and _checks.real(function, name, x).shape != shape:
             raise _checks.fail(
                 function,
                 f"{list(jnp.shape(x))} and {list(shape)}",
@@ -59,14 +64,14 @@ def linearise(
         scale = jnp.full(size, 1 / math.sqrt(size), compute)
     else:
         w = jnp.ravel(jnp.asarray(weight)).astype(compute)
-        scale = jnp.sqrt(w / jnp.sum(w))
+        total = jnp.sum(w)
+        scale = jnp.sqrt(w / jnp.where(total == 0, 1, total))
 
     def rows(p: Params) -> Array:
-        return scale * jnp.ravel(log_prob_fn(like(p, params))).astype(compute)
+        log_probs = jnp.ravel(log_prob_fn(p)).astype(compute)
+        # What does not count may be anything, −inf too.
+        return scale * (log_probs if weight is None else jnp.where(scale == 0, 0, log_probs))
 
-    # Vectors live in at least float32, whatever dtype the network keeps: half precision would
-    # end any iteration after a few steps.
-    wide = jax.tree.map(lambda x: jnp.asarray(x).astype(compute), params)
     out, push = jax.linearize(rows, wide)
     transpose = jax.linear_transpose(push, wide)
 
@@ -76,6 +81,36 @@ def linearise(
 
     finite, parameters = jnp.all(jnp.isfinite(out)), sum(x.size for x in jax.tree.leaves(wide))
     return Samples(push, lambda u: transpose(u)[0], gram, scale, finite, parameters)
+
+
+def _in_wide(log_prob_fn: LogProbFn, wide: Params, params: Params) -> LogProbFn:
+    """`log_prob_fn` of parameters in the computing dtype, in which tangents are not rounded."""
+
+    def narrow(p: Params) -> Array:
+        return log_prob_fn(like(p, params))
+
+    try:
+        jax.eval_shape(log_prob_fn, wide)
+    except TypeError:  # A loop, say, whose carry has the dtype that the parameters are kept in.
+        return narrow
+    return log_prob_fn
+
+
+def _checked(function: str, log_prob_fn: LogProbFn) -> LogProbFn:
+    def checked(p: Params) -> Array:
+        out = log_prob_fn(p)
+        if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
+            raise TypeError(
+                _checks.sentence(
+                    function,
+                    str(out),
+                    "log_prob_fn(params) to be one array of a floating dtype",
+                    "It returns log π(a_t|s_t) of the actions taken, unreduced.",
+                )
+            )
+        return out
+
+    return checked
 
 
 def computing_dtype(function: str, params: Params) -> np.dtype:

@@ -80,9 +80,12 @@ def natural_gradient(
     log π_θold in its bracket.
     """
     name = "natural_gradient"
+    check(name, damping, solver, tolerance, max_iterations)
+    advantage = _checks.real(name, "advantage", advantage)
     samples = linearise(name, log_prob_fn, params, weight, advantage)
-    solve = Solve(name, samples, damping, solver, tolerance, max_iterations)
-    errors = samples.scale * jnp.ravel(jnp.asarray(advantage)).astype(samples.scale.dtype)
+    solve = Solve(samples, damping, tolerance, max_iterations)
+    errors = jnp.ravel(advantage).astype(samples.scale.dtype)
+    errors = jnp.where(samples.scale == 0, 0, samples.scale * errors)
     if solver == "cg":
         w, info = solve.by_conjugate_gradients(samples.pull(errors))
     else:
@@ -92,9 +95,34 @@ def natural_gradient(
         # g − Fw = Ψᵀ(Δ − Ψw)/N: one transposition for both, and none for ‖g‖.
         residual = _trees.add(samples.pull(errors - rows), -solve.damping, w)
         square = jnp.sum(errors * product(k, errors))
-        trusted = solve.agrees(rows, product(k, alpha))
+        # Where K lacks what samples do to each other, it may lack all of it, and w be 0.
+        rounding = len(k) * solve.epsilon * jnp.trace(k) * jnp.sum(jnp.square(errors))
+        left = _trees.dot(residual, residual)
+        small = left <= solve.tolerance**2 * square + rounding
+        trusted = solve.agrees(rows, product(k, alpha)) & small
         w, info = solve.unless(trusted, w, residual, square, lambda: samples.pull(errors))
     return like(w, params), info
+
+
+def check(
+    function: str,
+    damping: ArrayLike,
+    solver: object,
+    tolerance: float | None = None,
+    max_iterations: int = 1,
+) -> None:
+    """Of a solve, what it is asked for."""
+    if not isinstance(solver, str) or solver not in ("cg", "gram"):
+        raise _checks.fail(
+            function,
+            repr(solver),
+            "solver to be 'cg' or 'gram'",
+            "'gram' is exact and suits batches smaller than the parameters.",
+        )
+    _checks.scalar(function, "damping", damping)
+    _checks.count(function, "max_iterations", max_iterations)
+    if tolerance is not None:
+        _checks.scalar(function, "tolerance", tolerance)
 
 
 class _Best(NamedTuple):
@@ -116,27 +144,17 @@ class Solve:
 
     def __init__(
         self,
-        function: str,
         samples: Samples,
         damping: ArrayLike,
-        solver: str,
         tolerance: float | None,
         max_iterations: int,
     ) -> None:
-        if solver not in ("cg", "gram"):
-            raise _checks.fail(
-                function,
-                repr(solver),
-                "solver to be 'cg' or 'gram'",
-                "'gram' is exact and suits batches smaller than the parameters.",
-            )
-        _checks.at_least(function, "damping", damping, 0.0)
         dtype = samples.scale.dtype
         self.samples = samples
         self.damping = jnp.asarray(damping).astype(dtype)
         self.epsilon = float(jnp.finfo(dtype).eps)
         self.tolerance = self.epsilon**0.6 if tolerance is None else tolerance
-        self.max_iterations = _checks.count(function, "max_iterations", max_iterations)
+        self.max_iterations = max_iterations
 
     def by_conjugate_gradients(
         self, g: Params, needed: ArrayLike = True

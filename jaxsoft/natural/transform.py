@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, _trees
 from jaxsoft._typing import Scalar
 from jaxsoft.natural._operator import LogProbFn, Params, computing_dtype, like, linearise, product
-from jaxsoft.natural.solve import Solve, SolveInfo, SolveStatus
+from jaxsoft.natural.solve import Solve, SolveInfo, SolveStatus, check
 
 if TYPE_CHECKING:
     import optax
@@ -62,13 +61,10 @@ def scale_by_fisher(
             "Install it: pip install optax. Or use natural_gradient, which needs JAX alone."
         ) from error
     name = "scale_by_fisher"
-    if solver == "gram" and _checks.concrete(damping) and not np.all(np.asarray(damping) > 0):
-        raise _checks.fail(
-            name,
-            str(damping),
-            "damping > 0 with solver='gram'",
-            "Use solver='cg', or `natural_gradient`, whose Gram solve takes damping = 0.",
-        )
+    check(name, damping, solver, tolerance, max_iterations)
+    if solver == "gram":
+        fix = "With solver='gram' use `natural_gradient`, or here solver='cg', for a damping of 0."
+        _checks.scalar(name, "damping", damping, positive=fix)
 
     def init(params: Params) -> FisherState:
         dtype = computing_dtype(name, params)
@@ -100,7 +96,7 @@ def scale_by_fisher(
                 "log_prob_fn(params) gives log π(a_t|s_t) of the batch, [N].",
             )
         samples = linearise(name, log_prob_fn, params, weight)
-        solve = Solve(name, samples, damping, solver, tolerance, max_iterations)
+        solve = Solve(samples, damping, tolerance, max_iterations)
         g = jax.tree.map(lambda x: x.astype(samples.scale.dtype), updates)
         if solver == "cg":
             w, info = solve.by_conjugate_gradients(g)

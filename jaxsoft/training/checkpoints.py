@@ -3,7 +3,7 @@
 A checkpoint is the directory DIR/STEP. It comes into being by a rename once everything is in it,
 and goes by a rename before anything of it is deleted, so what has a plain number for its name is
 whole at whatever moment a process is killed. DIR/STEP/about/metadata holds as JSON what the
-arrays are and which configuration they come from.
+arrays are and which configuration they come from, DIR/STEP/about/checksums those of the files.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
 from jaxsoft import _checks
-from jaxsoft.training import _leaves
+from jaxsoft.training import _about, _checksums, _leaves
+from jaxsoft.training._about import About, saved_steps
+from jaxsoft.training.lock import Lock
 
 __all__ = ["Checkpoints", "read_config", "saved_steps"]
 
@@ -37,7 +39,6 @@ _CHUNK = 1 << 26
 _TIMEOUT = 24 * 3600
 # What TensorStore only quotes, in a ValueError.
 _SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-_SHOWN_DIFFERENCES = 12
 
 # Orbax logs every step of a save, and the tracebacks of errors that are raised here.
 logging.getLogger("absl").addFilter(
@@ -48,7 +49,8 @@ logging.getLogger("absl").addFilter(
 class Checkpoints:
     """The checkpoints of one run in one directory; also a context manager.
 
-    Only one process may write to a directory; others may read it with `write=False`.
+    One process at a time writes to a directory, held by a `Lock` until `close`; others may read it
+    with `write=False`.
 
     A run continues from the checkpoint that it last saved or restored. The first save after an
     earlier step was restored deletes the later ones, before it begins. Where none was restored,
@@ -74,8 +76,9 @@ class Checkpoints:
           write: whether `save` may be called.
 
         Raises:
-          OSError: the directory cannot be made or written to.
-          ValueError: its checkpoints are of another configuration or version.
+          OSError: the directory cannot be made or written to, or another process does
+            (`lock.InUseError`).
+          ValueError: with `write`, its newest checkpoint is of another configuration or version.
         """
         if keep < 1:
             raise _checks.fail("Checkpoints", f"`keep` = {keep}", "keep >= 1", "Keep at least one.")
@@ -90,6 +93,7 @@ class Checkpoints:
         self._keep, self._version, self._write = keep, version, write
         self._last: int | None = None
         self._writing: int | None = None
+        self._lock: Lock | None = None
         if write:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
@@ -101,15 +105,20 @@ class Checkpoints:
                     f"jaxsoft.Checkpoints: given {self._directory} ({error.strerror}); expected a "
                     "directory to write to, or where one can be made. Choose another --out.",
                 ) from error
-            self._tidy()
-        latest = self.latest()
-        if latest is not None:
-            self._check_settings(_read(self._directory, latest))
+            self._lock = Lock(self._directory)
+            try:
+                self._tidy()
+                latest = self.latest()
+                if latest is not None:
+                    self._check_settings(self._about(latest))
+            except BaseException:
+                self._lock.release()
+                raise
         # Where Orbax cannot make its directories in the background, its threads wait for them for
         # minutes, and the process cannot end.
         options = ocp.AsyncOptions(timeout_secs=_TIMEOUT, create_directories_asynchronously=False)
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(
+            _checksums.Handler(
                 composite_options=ocp.CompositeOptions(async_options=options),
                 about=ocp.JsonCheckpointHandler(),
                 state=ocp.PyTreeCheckpointHandler(),
@@ -146,7 +155,7 @@ class Checkpoints:
                 "Restore the step to continue from, or choose another --out.",
             )
         leaves, _ = _leaves.flatten(state)
-        about = _About(
+        about = About(
             version=self._version,
             config=self._config,
             leaves={name: _leaves.describe(name, leaf) for name, leaf in leaves.items()},
@@ -165,7 +174,7 @@ class Checkpoints:
                     self._remove(later)
             self._checkpointer.save(
                 self._directory / str(step),
-                args=ocp.args.Composite(
+                args=_checksums.Items(
                     about=ocp.args.JsonSave(about._asdict()),
                     state=ocp.args.PyTreeSave(
                         arrays,
@@ -207,7 +216,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: there is no such checkpoint.
           ValueError: it is of other settings or of another structure.
-          OSError: it cannot be read.
+          OSError: it cannot be read, or is not what was saved.
         """
         self.wait()
         steps = saved_steps(self._directory)
@@ -218,7 +227,7 @@ class Checkpoints:
                 f"jaxsoft.Checkpoints.restore: given {self._directory} to read {wanted} from; "
                 f"expected one of the steps there: {steps}. Check the directory and the step."
             )
-        about = _read(self._directory, step)
+        about = self._about(step)
         self._check_settings(about)
         leaves, structure = _leaves.flatten(like)
         given = {name: _leaves.describe(name, leaf) for name, leaf in leaves.items()}
@@ -226,16 +235,17 @@ class Checkpoints:
             raise _checks.fail(
                 "Checkpoints.restore",
                 f"a `like` that differs from {self._directory / str(step)} in:"
-                + _differences(given, about.leaves),
+                + _about.differences(given, about.leaves),
                 "the structure that was saved",
                 "Use the networks and settings of that run, or choose another --out.",
             )
         names = [name for name, leaf in leaves.items() if 0 not in np.shape(leaf)] + ["step"]
         as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         try:
+            _checksums.check(self._directory / str(step))
             arrays = self._checkpointer.restore(
                 self._directory / str(step),
-                args=ocp.args.Composite(
+                args=_checksums.Items(
                     state=ocp.args.PyTreeRestore(
                         item=dict.fromkeys(names, 0),
                         restore_args=dict.fromkeys(names, as_numpy),
@@ -243,7 +253,7 @@ class Checkpoints:
                 ),
             )["state"]
         except Exception as error:
-            raise _unreadable(self._directory, step, error) from error
+            raise _about.unreadable(self._directory, step, error, write=self._write) from error
         self._last = step
         # Popped, so that a large state is not in memory twice.
         return step, structure.unflatten(
@@ -258,6 +268,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -265,16 +277,19 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_settings(self, about: _About) -> None:
-        given = _flat({"version": self._version, "config": self._config})
-        stored = _flat({"version": about.version, "config": about.config})
+    def _about(self, step: int) -> About:
+        return _about.read(self._directory, step, write=self._write)
+
+    def _check_settings(self, about: About) -> None:
+        given = _about.flat({"version": self._version, "config": self._config})
+        stored = _about.flat({"version": about.version, "config": about.config})
         if given != stored:
             raise _checks.fail(
                 "Checkpoints",
                 f"settings that differ from those of {self._directory} in:"
-                + _differences(given, stored),
+                + _about.differences(given, stored),
                 "the settings its checkpoints were made with",
-                "Use the same settings, or choose another --out.",
+                "Use the same settings (a run's are in config.json), or choose another --out.",
             )
 
     @contextmanager
@@ -318,59 +333,5 @@ def read_config(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], int]
             f"jaxsoft.read_config: given {path}, where there is no checkpoint; expected a "
             "directory that a run saved checkpoints in. Check the path."
         )
-    about = _read(path, steps[-1])
+    about = _about.read(path, steps[-1], write=False)
     return about.config, about.version
-
-
-class _About(NamedTuple):
-    """What is stored beside the arrays."""
-
-    version: int
-    config: dict[str, Any]
-    leaves: dict[str, str]  # dtypes and shapes
-    keys: dict[str, str]  # implementations of the typed keys among them
-
-
-def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
-    """The steps of a directory's checkpoints, ascending."""
-    directory = Path(directory)
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
-
-
-def _read(directory: Path, step: int) -> _About:
-    try:
-        text = (directory / str(step) / "about" / "metadata").read_text()
-        return _About(**json.loads(text))
-    except (OSError, ValueError, TypeError) as error:
-        raise _unreadable(directory, step, error) from error
-
-
-def _unreadable(directory: Path, step: int, error: Exception) -> OSError:
-    return OSError(
-        getattr(error, "errno", None) or errno.EIO,
-        f"jaxsoft.Checkpoints: given {directory / str(step)}, which cannot be read ({error}); "
-        "expected a checkpoint of jaxsoft. Delete it, so that an earlier one is used.",
-    )
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, str]:
-    """Nested mappings as one, from dotted names to JSON."""
-    if not isinstance(tree, dict) or not tree:
-        return {name: json.dumps(tree)}
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{name}.{key}" if name else key)
-    return flat
-
-
-def _differences(given: Mapping[str, str], stored: Mapping[str, str]) -> str:
-    names = [x for x in sorted({**given, **stored}) if given.get(x) != stored.get(x)]
-    lines = [
-        f"{name}: given {given.get(name, 'nothing')}, "
-        f"the checkpoint's is {stored.get(name, 'nothing')}"
-        for name in names[:_SHOWN_DIFFERENCES]
-    ]
-    if len(names) > len(lines):
-        lines.append(f"and {len(names) - len(lines)} more")
-    return "\n  ".join(["", *lines])

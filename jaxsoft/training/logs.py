@@ -12,6 +12,7 @@ import errno
 import importlib
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ __all__ = ["CsvLog", "Row", "TensorBoardLog", "read_csv", "writing"]
 Row = Mapping[str, float | int]
 
 _FIRST = ("step", "seed", "episode_return", "episodes", "steps_per_second")
+_COUNTS = {"step", "seed", "episodes"}
+_NUMBER = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]+)?(e[-+]?[0-9]+)?|inf|nan)|")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -100,7 +103,8 @@ class CsvLog:
             raise ValueError(
                 f"{self._path}: given the unknown columns {names}; expected only "
                 f"{self._columns}, which the first row fixed. Let the first row have every column "
-                f"(NaN where there is no number), or name them: CsvLog(path, columns)."
+                f"(NaN where there is no number), or name them: CsvLog(path, columns). Of a run "
+                f"that is resumed, restore the first line."
             )
         self._columns = [*_FIRST, *(name for name in names if name not in _FIRST)]
         self._append(self._columns)
@@ -126,18 +130,42 @@ def _cell(name: str, value: float) -> str:
     return text
 
 
+def _number(cell: str) -> float:
+    """Of a cell as `_cell` wrote it; Python itself reads 1_0 and 1e999 as well."""
+    number = float(cell or "nan") if _NUMBER.fullmatch(cell) else math.nan
+    if (math.isnan(number) and cell not in ("", "nan")) or (
+        math.isinf(number) and "inf" not in cell
+    ):
+        raise ValueError(cell)
+    return number
+
+
 def _lines(path: Path) -> list[list[str]]:
     """The cells of every line; what follows the last line's end was torn by a kill."""
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = [line.split(",") for line in text.split("\n")[:-1]]
+    columns = lines[0] if lines else [*_FIRST]
+    if len({*columns, ""}) <= len(columns) or not {"step", "seed"} <= {*columns}:
+        raise ValueError(
+            f"{path}, line 1: given {columns}; expected the names of the columns, each once, and "
+            "step and seed among them. Restore the line, or move the file away: a run that is "
+            "resumed begins another."
+        )
     for number, line in enumerate(lines[1:], start=2):
         try:
-            _ = [float(cell or 0) for _, cell in zip(lines[0], line, strict=True)]
+            row = dict(zip(columns, map(_number, line), strict=True))
         except ValueError:
             raise ValueError(
-                f"{path}, line {number}: given {line}; expected {len(lines[0])} numbers, as many "
-                f"as in the first line. Delete the line."
+                f"{path}, line {number}: given {line}; expected {len(columns)} numbers, as many "
+                f"as line 1 has names. Delete line {number}, or restore line 1 if it is that one."
             ) from None
+        for name in _COUNTS & row.keys():
+            empty = name == "episodes" and math.isnan(row[name])
+            if not (empty or (row[name] >= 0 and row[name].is_integer())):
+                raise ValueError(
+                    f"{path}, line {number}: given {name} = {row[name]}; expected a whole number "
+                    "of at least 0. Correct the line, or delete it."
+                )
     return lines
 
 
@@ -152,14 +180,43 @@ def _keep(path: Path, last_step: int) -> list[str]:
     return columns
 
 
-def read_csv(path: str | Path) -> dict[str, np.ndarray]:
+def read_csv(path: str | Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """The columns of a metrics.csv as float64, an empty cell being NaN.
 
     The file may be one that is being written, or whose process was killed as it wrote.
+
+    Args:
+      path: of the file.
+      needed: columns that must be there, with at least one row, and with a finite number wherever
+        `train` writes one; with `step` and `seed`, each seed's steps must increase.
     """
+    needed = list(needed)
     columns, *rows = _lines(Path(path)) or [[]]
-    values = [[float(cell or "nan") for cell in row] for row in rows]
-    return dict(zip(columns, np.reshape(values, [len(rows), len(columns)]).T, strict=True))
+    values = [[_number(cell) for cell in row] for row in rows]
+    table = dict(zip(columns, np.reshape(values, [len(rows), len(columns)]).T, strict=True))
+    for name in needed:
+        if name not in table or not rows:
+            raise ValueError(
+                f"{path}: given {len(rows)} rows of {columns}; expected a row at least, and the "
+                f"column {name}. Restore the file from a copy."
+            )
+        gaps = ~np.isfinite(table[name])
+        if name not in (*_COUNTS, "steps_per_second"):
+            gaps &= table["episodes"] > 0
+        if gaps.any():
+            line = 2 + int(np.argmax(gaps))
+            raise ValueError(
+                f"{path}, line {line}: given {name} = {table[name][line - 2]}; expected a finite "
+                "number. Correct the line, or delete it."
+            )
+    if {"step", "seed"} <= {*needed}:
+        for seed in np.unique(table["seed"]):
+            if (np.diff(table["step"][table["seed"] == seed]) <= 0).any():
+                raise ValueError(
+                    f"{path}: given steps of seed {seed:g} that do not increase from line to line; "
+                    "expected each once. Correct or delete the lines."
+                )
+    return table
 
 
 class TensorBoardLog:

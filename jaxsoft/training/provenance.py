@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +17,17 @@ from typing import Any
 import jax
 
 import jaxsoft
+from jaxsoft.training._json import sealed, unsealed
 from jaxsoft.training.logs import writing
 
-__all__ = ["Sessions", "commit", "machine", "processor", "write_json"]
+__all__ = [
+    "Sessions",
+    "commit",
+    "machine",
+    "processor",
+    "read_sessions",
+    "write_json",
+]
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -26,6 +36,43 @@ def write_json(path: Path, values: Any) -> None:
     with writing(path):
         whole.write_text(json.dumps(values, indent=1) + "\n")
         whole.replace(path)
+
+
+def read_sessions(path: Path) -> list[dict[str, Any]]:
+    """The sessions of a run.json, the first one first; a `ValueError` where it is damaged."""
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict) or not {"sessions"} <= {*values} <= {
+            "sessions",
+            "checksum",
+        }:
+            raise ValueError("it holds no sessions")
+        sessions: list[dict[str, Any]] = values["sessions"]
+        if "checksum" in values:
+            unsealed(values)
+        before = 0
+        for session in sessions:
+            begin, end, seconds = (session[name] for name in ("from_step", "to_step", "seconds"))
+            texts = [session[name] for name in ("device", "processor", "jax", "began")]
+            if not (
+                type(begin) is type(end) is int
+                and before <= begin <= end
+                and type(seconds) in (int, float)
+                and 0 <= seconds < math.inf
+                and all(isinstance(text, str) for text in texts)
+                and isinstance(session["commit"], str | None)
+            ):
+                raise ValueError(f"a session is {session}")
+            before = end
+        if not before:
+            raise ValueError("it holds no steps")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{path} is damaged: {textwrap.shorten(why, 200)}. Restore the file from a copy, or "
+            "delete it: the run then forgets when and where its earlier steps were made."
+        ) from error
+    return sessions
 
 
 def machine() -> dict[str, Any]:
@@ -89,7 +136,7 @@ class Sessions:
             # Of a session that was killed, the last steps may not have come into a checkpoint.
             self._before = [
                 session | {"to_step": min(session["to_step"], step)}
-                for session in json.loads(path.read_text())["sessions"]
+                for session in read_sessions(path)
                 if session["from_step"] < step
             ]
         self._this: dict[str, Any] = {
@@ -102,7 +149,7 @@ class Sessions:
 
     def update(self, step: int) -> None:
         """Notes how far this session has come."""
-        if step > self._this["from_step"]:
+        if step > self._this["from_step"] or (step and not self._path.exists()):
             seconds = round(time.monotonic() - self._start, 1)
             this = self._this | {"to_step": step, "seconds": seconds}
-            write_json(self._path, {"sessions": [*self._before, this]})
+            write_json(self._path, sealed({"sessions": [*self._before, this]}))

@@ -661,6 +661,44 @@ def test_an_update_lowers_the_loss():
     np.testing.assert_allclose(before.sums["loss"] - after.sums["loss"], expected, rtol=1e-2)
 
 
+WRONG_LOSSES = {
+    "a mean": lambda at, rollout, objective: jnp.mean(jnp.square(at.v)),
+    "a number per step": lambda at, rollout, objective: jnp.mean(jnp.square(at.v[:-1]), axis=1),
+    "a number per state": lambda at, rollout, objective: jnp.square(at.v),
+    "a column": lambda at, rollout, objective: jnp.square(at.v[:-1, :1]),
+    "integers": lambda at, rollout, objective: jnp.sign(at.v[:-1]).astype(int),
+    "a Python number": lambda at, rollout, objective: 0.0,
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LOSSES)
+def test_a_loss_that_is_no_number_per_transition_is_refused(name):
+    case = make_case("actor_critic", "uniform")
+    agent = case.agent_of(WRONG_LOSSES[name])
+    state = agent.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"^step_loss: expected one number per transition.*\[\d"):
+        agent.update(state, case.rollout, jax.random.key(0))
+
+
+def test_a_loss_may_be_nan_where_it_does_not_count():
+    case = make_case("actor_critic", "uniform")
+    assert (case.rollout.weight == 0).any()
+
+    def loss(at, rollout, objective):
+        return jnp.square(at.v[:-1] - rollout.reward)
+
+    def nowhere(at, rollout, objective):
+        return jnp.where(rollout.weight == 0, jnp.nan, loss(at, rollout, objective))
+
+    results = []
+    for step_loss in (loss, nowhere):
+        agent = case.agent_of(step_loss)
+        state = agent.init(jax.random.key(0))
+        results.append(agent.update(state, case.rollout, jax.random.key(0)))
+    for x, y in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_a_loss_a_head_and_a_direction_of_ones_own():
     case = make_case("actor_critic", "uniform")
     rollout = case.rollout
@@ -755,7 +793,7 @@ def test_an_update_computes_a_kl_for_its_loss_and_another_for_its_metrics(
     monkeypatch, name, prior, kls
 ):
     case = make_case("actor_critic", prior)
-    kl = counted(monkeypatch, boltzmann.kl_to_prior)
+    kl = counted(monkeypatch, boltzmann.kl)
     recurrences = counted(monkeypatch, returns.n_step_advantages)
     direction = direction_of(LOSSES[name], differentiates_target=False)
     agent = case.agent_along(direction)

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import platform
 import random
 import re
 import resource
@@ -27,7 +28,7 @@ from tensorboardX.proto.event_pb2 import SessionLog
 
 import jaxsoft
 from jaxsoft.agents.registry import ALGORITHMS
-from jaxsoft.cli import assembly, compare, evaluate, train
+from jaxsoft.cli import assembly, compare, evaluate, plot, train
 from jaxsoft.cli.config import from_json, look_up
 from jaxsoft.training import provenance
 from jaxsoft.training.checkpoints import Checkpoints
@@ -421,6 +422,29 @@ def test_a_checkpoint_of_another_version_is_refused(again, monkeypatch, capsys):
     said = f"version: given {newer}, the checkpoint's is {newer - 1}"
     assert said in capsys.readouterr().err
     assert files(again) == before
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(again, capsys):
+    damaged = again / "checkpoints" / "24"
+    data = max((damaged / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    whole = bytearray(data.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    data.write_bytes(whole)
+    before = files(again)
+    assert resume(again) == 2
+    error = capsys.readouterr().err
+    assert f"{damaged}, which cannot be read" in error
+    assert "Delete it and run again, which continues from step 16" in error
+    assert error.count("\n") == 1
+    assert evaluate.main([str(again), "--games", "1"]) == 2
+    assert "--step 16" in capsys.readouterr().err
+    with pytest.raises(OSError, match="--step 16 or step=16"):
+        jaxsoft.load_policy(again)
+    assert files(again) == before
+    assert evaluate.main([str(again), "--games", "1", "--step", "16"]) == 0
+    shutil.rmtree(damaged)
+    assert resume(again, *EACH) == 0
+    assert steps_of(again) == checkpoints_of(again) == [UPDATE * i for i in range(1, 7)]
 
 
 def test_a_replay_is_taken_up_or_filled_again(tmp_path, recompiled_never, capsys):
@@ -894,6 +918,65 @@ def test_signals(tmp_path, capsys):
     with jax.enable_x64(False):
         assert resume(out) == 0
     assert steps_of(out)[-1] == checkpoints_of(out)[-1] == 8_000
+
+
+def test_the_second_run_in_a_folder_is_refused(tmp_path, capsys):
+    out = tmp_path / "run"
+    with start(out, 10_000_000) as process:
+        try:
+            wait_for_progress(process, out)
+            for words in (["--resume"], A2C):
+                assert run(out, *words) == 2
+                error = capsys.readouterr().err
+                assert f"{out}, to which process {process.pid} on {platform.node()}" in error
+                assert error.count("\n") == 1
+            # What only reads may do so.
+            with jax.enable_x64(False):
+                assert evaluate.main([str(out), "--games", "1"]) == 0
+            assert plot.main([str(out), "--out", str(tmp_path / "curve.png")]) == 0
+        finally:
+            process.kill()
+    assert (out / "metrics.csv").read_text().count("step,seed") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_of_many_starts_at_once_one_runs(command, tmp_path):
+    words = ["--game", "Catch-v0", "--steps", "100_000_000", "--out", str(tmp_path / "out")]
+    words += ["--algorithm", "a2c", "--resume"] if command == "train" else []
+    racing = [
+        subprocess.Popen(
+            [sys.executable, "-m", "jaxsoft.cli", command, *words],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(20 if command == "train" else 4)
+    ]
+    try:
+        for _ in range(3000):
+            running = [process for process in racing if process.poll() is None]
+            if len(running) == 1:
+                break
+            time.sleep(0.1)
+        [one] = running
+        for process in racing:
+            if process is not one:
+                said = process.communicate()[0]
+                assert process.returncode == 2
+                assert f"process {one.pid} on" in said
+                assert "Traceback" not in said
+        one.send_signal(signal.SIGTERM)
+        said = one.communicate()[0]
+        assert one.returncode == 143, said
+        assert not list(tmp_path.rglob("lock"))
+        [metrics] = tmp_path.rglob("metrics.csv")
+        assert metrics.read_text().count("step,seed") <= 1
+    finally:
+        for process in racing:
+            with process:
+                process.kill()
 
 
 @pytest.mark.slow

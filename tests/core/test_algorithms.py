@@ -149,7 +149,7 @@ def test_divergence_and_advantages_are_computed_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    for module, function in ((boltzmann, "kl_to_prior"), (returns, "n_step_advantages")):
+    for module, function in ((boltzmann, "kl"), (returns, "n_step_advantages")):
         original = getattr(module, function)
 
         def counted(*args: Any, original: Any = original, **kwargs: Any) -> Array:
@@ -158,7 +158,7 @@ def test_divergence_and_advantages_are_computed_once(
 
         monkeypatch.setattr(module, function, counted)
     getattr(jaxsoft, name)(V, LOG_PI, ACTIONS, r_t=REWARDS, discount_t=DISCOUNTS, tau=TAU)
-    assert sorted(calls) == ["kl_to_prior", "n_step_advantages"]
+    assert sorted(calls) == ["kl", "n_step_advantages"]
 
 
 def test_targets_are_held_fixed() -> None:

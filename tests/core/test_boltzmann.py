@@ -155,6 +155,95 @@ def test_the_ends_of_floating_point(dtype: jnp.dtype, prior: str) -> None:
         np.testing.assert_allclose(gradient, policy, atol=20 * epsilon)
 
 
+@pytest.mark.parametrize("form", ["uniform", "counting", "scalar", "array"])
+@pytest.mark.parametrize("actions", [2, 18, 1_000, 32_000, 256_000])
+def test_single_precision_holds_for_many_actions(actions: int, form: str) -> None:
+    rng = np.random.default_rng(actions)
+    spread, peaked = 3 * rng.normal(size=actions), np.where(np.arange(actions) == 1, 10.0, 0.0)
+    log_prior = {"uniform": None, "counting": 0.0, "scalar": -2.5, "array": -2.5}[form]
+    given = np.full(actions, -2.5, np.float32) if form == "array" else log_prior
+    offset = -np.log(actions) if log_prior is None else log_prior
+    for q in (spread.astype(np.float32), peaked.astype(np.float32), np.zeros(actions, np.float32)):
+        exact = q.astype(np.longdouble)
+        log_sum = exact.max() + np.log(np.exp(exact - exact.max()).sum())
+        np.testing.assert_allclose(
+            jaxsoft.soft_value(q, 1.0, given), float(log_sum + offset), rtol=1e-6, atol=1e-6
+        )
+        log_pi = jaxsoft.log_policy(q, 1.0, given)
+        np.testing.assert_allclose(log_pi, (exact - log_sum).astype(float), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(np.exp(np.asarray(log_pi, float)).sum(), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("q", [[1.0, 1.0, 0.0, 1.0, -2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+def test_mixed_derivatives_at_ties(q: list[float], prior: str) -> None:
+    log_prior = priors(np.zeros((1, 5)))[prior]
+    given = log_prior[0] if isinstance(log_prior, np.ndarray) and log_prior.ndim == 2 else log_prior
+
+    def policy(q: jax.Array, tau: jax.Array) -> jax.Array:
+        return jnp.exp(jaxsoft.log_policy(q, tau, given))
+
+    args, step = (jnp.asarray(q), jnp.asarray(0.7)), 1e-5
+    by_tau_first = jax.jacfwd(jax.jacfwd(policy, 1), 0)(*args)
+    by_q_first = jax.jacfwd(jax.jacfwd(policy, 0), 1)(*args)
+    np.testing.assert_allclose(by_tau_first, by_q_first, rtol=1e-10, atol=1e-12)
+    above, below = (jax.jacfwd(policy, 0)(args[0], args[1] + s) for s in (step, -step))
+    np.testing.assert_allclose(by_tau_first, (above - below) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("prior", [None, -1.0, np.log([0.2, 0.5, 0.3]), [-np.inf, -1.0, -0.5]])
+@pytest.mark.parametrize("tau", [0.0, 0.5, np.nan])
+def test_nan_comes_out_as_nan(tau: float, prior: float | np.ndarray | None) -> None:
+    """Of a network that has diverged nothing must look healthy."""
+
+    @jax.jit
+    def everything(q: jax.Array, tau: jax.Array) -> tuple[jax.Array, ...]:
+        log_prior = None if prior is None else jnp.asarray(prior)
+        log_pi = jaxsoft.log_policy(q, tau, log_prior)
+        return (
+            jaxsoft.soft_value(q, tau, log_prior),
+            log_pi[1:],
+            jaxsoft.kl_to_prior(log_pi, log_prior),
+            jaxsoft.policy_value(q, log_pi, tau, log_prior),
+            jaxsoft.q_from_policy(jnp.asarray(1.0), log_pi, tau, log_prior)[1:],
+            jax.grad(jaxsoft.soft_value)(q, tau, log_prior)[1:],
+            jax.jacobian(lambda q: jaxsoft.log_policy(q, tau, log_prior)[1:])(q)[:, 1:],
+        )
+
+    for q in ([0.5, np.nan, 1.0], [0.5, 0.1, np.nan], [1.0, np.nan, np.nan], [0.0, np.inf, 1.0]):
+        results = everything(jnp.asarray(q), jnp.asarray(tau))
+        infinite = not np.isnan(tau) and not np.isnan(q).any()
+        for result in results[infinite:]:
+            assert np.isnan(result).all()
+    if np.isnan(tau):
+        assert all(np.isnan(x).all() for x in everything(jnp.asarray([0.5, 0.1, 1.0]), tau))
+
+
+def test_a_prior_of_nan_is_not_a_mask() -> None:
+    prior = jnp.asarray([-1.0, np.nan, -1.0])
+    assert np.isnan(jax.jit(jaxsoft.log_policy)(jnp.zeros(3), 0.5, prior)).all()
+    assert np.isnan(jax.jit(jaxsoft.soft_value)(jnp.zeros(3), 0.5, prior))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+@pytest.mark.parametrize("prior", [None, np.log([0.2, 0.5, 0.3])])
+def test_an_action_of_value_minus_infinity_is_never_taken(
+    tau: float, prior: np.ndarray | None
+) -> None:
+    q, kept = jnp.asarray([0.3, -np.inf, 0.8]), jnp.asarray([0.3, 0.8])
+    measure = np.zeros(2) - np.log(3) if prior is None else prior[[0, 2]]
+    log_pi = jaxsoft.log_policy(q, tau, prior)
+    assert log_pi[1] == -np.inf
+    np.testing.assert_allclose(
+        log_pi[jnp.asarray([0, 2])],
+        jaxsoft.log_policy(kept, tau, measure),
+        rtol=1e-12,
+        atol=1e-14,
+    )
+    gradient = jax.grad(lambda q: jaxsoft.soft_value(q, tau, prior))(q)
+    np.testing.assert_allclose(gradient, np.exp(log_pi), rtol=1e-12)
+
+
 @given(values, weights, temperatures)
 def test_masked_equals_removed(q: np.ndarray, weight: np.ndarray, tau: float) -> None:
     log_prior = np.where(MASK, np.log(weight), -np.inf)

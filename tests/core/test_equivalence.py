@@ -181,6 +181,54 @@ def test_masked_actions() -> None:
     assert not report.broken()
 
 
+@pytest.mark.parametrize("network", [tied, q_head])
+def test_a_moving_target_beside_masked_actions(network: Callable[..., Any]) -> None:
+    masked = LOG_PRIOR.at[..., 1].set(-jnp.inf)
+
+    def masking(params: Params, x: Array) -> tuple[Array, Array]:
+        v, log_pi = tied(params, x)
+        return v, jax.nn.log_softmax(jnp.where(masked > -jnp.inf, log_pi, -jnp.inf))
+
+    log_pi = jaxsoft.log_policy(q_head(PARAMS, OBSERVATIONS), TAU, masked)
+    if network is tied:
+        network, log_pi = masking, masking(PARAMS, OBSERVATIONS)[1]
+    report = check(network, log_prior=masked, target=moving_value, behaviour_log_pi=log_pi[:-1])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(report))
+    assert list(report.broken()) == ["target"]
+    assert report.expected_difference > 1e-3
+
+
+def test_a_step_that_does_not_count_may_have_an_impossible_action() -> None:
+    masked = LOG_PRIOR.at[2, 1].set(jnp.asarray([0.0, -jnp.inf, 0.0]))
+
+    def masking(params: Params, x: Array) -> tuple[Array, Array]:
+        v, log_pi = tied(params, x)
+        return v, jax.nn.log_softmax(jnp.where(masked > -jnp.inf, log_pi, -jnp.inf))
+
+    weight = jnp.ones((T, B)).at[2, 1].set(0)
+    log_pi = masking(PARAMS, OBSERVATIONS)[1][:-1]
+    a = jaxsoft.sample_actions(jax.random.key(1), log_pi)
+    for network, target in ((masking, None), (masking, moving_value)):
+        reports = [
+            jaxsoft.check_equivalence(
+                network,
+                PARAMS,
+                OBSERVATIONS,
+                a.at[2, 1].set(action),
+                r_t=REWARDS,
+                discount_t=GAMMA,
+                tau=TAU,
+                log_prior=masked,
+                weight=weight,
+                target=target,
+            )
+            for action in (0, 1)
+        ]
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(reports[1]))
+        for x, y in zip(*map(jax.tree.leaves, reports), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-10)
+
+
 def test_float32_is_judged_by_its_own_rounding() -> None:
     cast = jax.tree.map(lambda x: x.astype(jnp.float32), (PARAMS, OBSERVATIONS, REWARDS, LOG_PRIOR))
     params, observations, rewards, log_prior = cast

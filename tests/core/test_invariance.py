@@ -16,7 +16,9 @@ Inputs = dict[str, Array]
 Hyper = Mapping[str, Array | float]
 
 
-def make_inputs(batch: tuple[int, ...], dtype: jnp.dtype = jnp.float64, seed: int = 0) -> Inputs:
+def make_inputs(
+    batch: tuple[int, ...], dtype: jnp.dtype = jnp.float64, seed: int = 0, length: int = T
+) -> Inputs:
     """A random rollout: `states` arrays have T + 1 entries, the others T."""
     rng = np.random.default_rng(seed)
 
@@ -26,7 +28,7 @@ def make_inputs(batch: tuple[int, ...], dtype: jnp.dtype = jnp.float64, seed: in
     def log_probs(*shape: int) -> Array:
         return jax.nn.log_softmax(real(*shape))
 
-    step, states = (T, *batch), (T + 1, *batch)
+    step, states = (length, *batch), (length + 1, *batch)
     return {
         "r": real(*step),
         "discount": jnp.asarray(
@@ -228,6 +230,30 @@ def test_batches_agree_with_vmap_and_single_trajectories(name: str) -> None:
 
 
 @everywhere
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_a_rollout_of_no_steps_has_no_results(name: str, batch: tuple[int, ...]) -> None:
+    x = make_inputs(batch, length=0)
+    # Functions of states alone have the one state.
+    length = CASES[name](make_inputs(batch), HYPER).shape[0] - T
+    for result in (CASES[name](x, HYPER), jax.jit(CASES[name])(x, HYPER)):
+        assert result.shape[: 1 + len(batch)] == (length, *batch)
+
+
+RECURRENCES = [x for x in CASES if "advantages" in x or "trace" in x]
+
+
+@pytest.mark.parametrize("name", RECURRENCES)
+@pytest.mark.parametrize("wide", ["cut", "discount", "x", "log_rho", "r"])
+def test_batch_axes_of_one_broadcast_in_every_argument(name: str, wide: str) -> None:
+    whole = make_inputs((3,))
+    narrow = {k: v if k == wide else v[:, :1] for k, v in whole.items()}
+    repeated = {k: jnp.broadcast_to(v, whole[k].shape) for k, v in narrow.items()}
+    result, wanted = (CASES[name](x, HYPER) for x in (narrow, repeated))
+    result = jnp.broadcast_to(result, wanted.shape)
+    np.testing.assert_allclose(result, wanted, rtol=1e-12, atol=1e-12)
+
+
+@everywhere
 def test_jit_agrees_and_does_not_recompile_for_new_values(name: str) -> None:
     case = CASES[name]
     traces = 0
@@ -248,7 +274,7 @@ def test_jit_agrees_and_does_not_recompile_for_new_values(name: str) -> None:
 def test_hyperparameters_may_be_vmapped(name: str) -> None:
     case = CASES[name]
     x = make_inputs((2,))
-    many = {k: jnp.asarray([v, 2 * v, 0.5 * v]) for k, v in HYPER.items()}
+    many = {k: jnp.asarray([v, 1.25 * v, 0.5 * v]) for k, v in HYPER.items()}
     batched = jax.vmap(case, (None, 0))(x, many)
     for i in range(3):
         one = case(x, {k: v[i] for k, v in many.items()})

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
+from tests.support import calls
 
 T, B, A = 5, 2, 3
 r, v, kl = (np.full((T, B), x) for x in (1.0, 0.5, 0.1))
@@ -21,6 +23,13 @@ PARAMS = {"w": np.zeros((4, A))}
 
 def log_probs(params: dict[str, jax.Array]) -> jax.Array:
     return jax.nn.log_softmax(jnp.ones((6, 4)) @ params["w"])[:, 0]
+
+
+def equivalence(**given: Any) -> object:
+    rollout: dict[str, Any] = {"r_t": r, "discount_t": 0.9, "tau": 0.1}
+    return jaxsoft.check_equivalence(
+        lambda p, x: jnp.broadcast_to(p["w"][0], (T + 1, B, A)), PARAMS, None, a, **rollout | given
+    )
 
 
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
@@ -151,17 +160,31 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         ),
         "tau > 0",
     ),
+    "n is a float, in an algorithm": (
+        lambda: calls.call("actor_critic", n=2.5),
+        "^actor_critic: expected n to be a Python int",
+    ),
+    "target of one trajectory": (
+        lambda: equivalence(target=np.zeros(T)),
+        r"target and a_tm1 to have the same shape, got \[5\] and \[5, 2\]",
+    ),
+    "value target of one trajectory": (
+        lambda: equivalence(value_target=lambda p: jnp.zeros((T, 1))),
+        r"value_target\(params\) and a_tm1 to have the same shape",
+    ),
+    "weight of one trajectory": (
+        lambda: equivalence(weight=np.ones((T, 1))),
+        "weight and a_tm1 to have the same shape",
+    ),
+    "nothing counts": (lambda: equivalence(weight=np.zeros((T, B))), "weight above 0 at some step"),
+    "a loss of the mean error": (
+        lambda: equivalence(error_loss=lambda x: jnp.mean(x**2)),
+        r"error_loss\(errors\) and a_tm1",
+    ),
+    "no temperature": (lambda: equivalence(tau=0.0), "tau > 0"),
+    "a temperature per step": (lambda: equivalence(tau=np.ones(T)), "tau to be a scalar"),
     "behaviour of the taken actions alone": (
-        lambda: jaxsoft.check_equivalence(
-            lambda p, x: jnp.broadcast_to(p["w"][0], (T + 1, B, A)),
-            PARAMS,
-            None,
-            a,
-            r_t=r,
-            discount_t=0.9,
-            tau=0.1,
-            behaviour_log_pi=v,
-        ),
+        lambda: equivalence(behaviour_log_pi=v),
         "log μ of every action",
     ),
 }
@@ -176,6 +199,65 @@ def test_a_mistake_is_explained(name: str) -> None:
     assert function in jaxsoft.__all__
     # What must hold, what was given, how to fix it.
     assert re.fullmatch(r"expected .+, got .+\. [A-Z'a-z].+\.", rest)
+
+
+# What takes no array: `observations` go to the network as they are, `params` are a tree of arrays.
+FREE = ("observations", "params", "solver", "key")
+HYPERPARAMETERS = {
+    "clip_c": (-1.0,),
+    "clip_rho": (-1.0,),
+    "cut_t": (-1.0, 2.0),
+    "damping": (-1e-3, np.inf),
+    "discount_t": (-0.1, 1.01),
+    "epsilon": (-0.1, np.inf),
+    "lambda_": (-0.1, 1.01),
+    "mixing": (-0.1, 1.01),
+    "step_size": (np.inf,),
+    "tau": (-0.1, np.inf),
+    "tolerance": (-1.0, np.inf),
+    "value_coef": (np.inf,),
+}
+BAD = {
+    "None": None,
+    "a string": "0.5",
+    "an object": object(),
+    "a ragged list": [[1.0], [1.0, 2.0]],
+    "an array of objects": np.array([None, "x"], object),
+    "an array of strings": np.array(["0.5"]),
+    "complex numbers": np.ones((T, B), complex),
+    "a dictionary": {"x": 1.0},
+}
+EVERY = [(name, argument) for name in calls.FUNCTIONS for argument in calls.arguments(name)]
+
+
+def refused(name: str, **given: Any) -> None:
+    [argument] = given
+    with pytest.raises((ValueError, TypeError)) as raised:
+        calls.call(name, **given)
+    assert re.fullmatch(
+        rf"{name}: expected .*\b{argument}\b.*, got .+\. .+\.", str(raised.value), re.DOTALL
+    )
+
+
+@pytest.mark.parametrize(("name", "argument"), EVERY)
+def test_what_is_no_array_is_refused_by_name(name: str, argument: str) -> None:
+    if argument in FREE:
+        pytest.skip("anything may be given")
+    for value in BAD.values():
+        if not (value is None and calls.optional(name, argument)):
+            refused(name, **{argument: value})
+
+
+@pytest.mark.parametrize(("name", "argument"), [x for x in EVERY if x[1] in HYPERPARAMETERS])
+def test_hyperparameters_out_of_range_are_refused_by_name(name: str, argument: str) -> None:
+    for value in (*HYPERPARAMETERS[argument], np.nan):
+        for given in (value, np.float32(value), jnp.asarray(value), np.full((T, B), value)):
+            refused(name, **{argument: given})
+
+
+@pytest.mark.parametrize("name", calls.FUNCTIONS)
+def test_right_calls_pass(name: str) -> None:
+    calls.call(name)
 
 
 def test_updates_without_the_log_probabilities() -> None:

@@ -1,6 +1,7 @@
 """Natural gradients against dense algebra; what a solve reports when it goes wrong."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,70 @@ def test_half_precision_parameters_are_solved_in_float32(solver: str) -> None:
     assert info.residual.dtype == jnp.float32
     expected = dense(*problem(), 1.0)
     np.testing.assert_allclose(flat(w), expected, atol=0.05 * np.abs(expected).max())
+
+
+@solvers
+def test_half_precision_parameters_of_a_network_in_single_precision(solver: str) -> None:
+    """Tangents must not be rounded to the dtype that the parameters are kept in."""
+    log_prob_fn, params, advantage = problem(jnp.float32)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    kept = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+
+    def mixed(p: Params) -> Array:
+        return log_prob_fn(jax.tree.map(lambda x: x.astype(jnp.float32), p))
+
+    options: dict[str, Any] = {"damping": 1e-2, "solver": solver}
+    direction, info = jaxsoft.natural_gradient(mixed, half, advantage, **options)
+    assert info.status == SolveStatus.CONVERGED
+    wanted, _ = jaxsoft.natural_gradient(log_prob_fn, kept, advantage, **options)
+    np.testing.assert_allclose(flat(direction), flat(wanted), rtol=2**-8)
+
+
+def test_a_network_may_insist_on_the_dtype_of_its_parameters() -> None:
+    x = jnp.ones((3, 2), jnp.bfloat16)
+
+    def log_prob_fn(p: Params) -> Array:
+        def layer(carry: Array, _: None) -> tuple[Array, None]:
+            return jnp.tanh(carry @ p["w"]), None
+
+        return jax.lax.scan(layer, x, None, length=2)[0].astype(jnp.float32).sum(1)
+
+    params = {"w": jnp.full((2, 2), 0.25, jnp.bfloat16)}
+    direction, info = jaxsoft.natural_gradient(log_prob_fn, params, jnp.ones(3), damping=1.0)
+    assert direction["w"].dtype == jnp.bfloat16
+    assert info.status != SolveStatus.NON_FINITE
+
+
+@solvers
+def test_samples_that_do_not_count_may_be_impossible(solver: str) -> None:
+    log_prob_fn, params, advantage = problem()
+    weight = np.ones(N + 1)
+    weight[3] = weight[N] = 0
+
+    def with_one_more(p: Params) -> Array:
+        log_probs = jnp.where(jnp.arange(N) == 3, -jnp.inf, log_prob_fn(p))
+        return jnp.append(log_probs, -jnp.inf)
+
+    options: dict[str, Any] = {"damping": 1e-2, "solver": solver}
+    direction, info = jaxsoft.natural_gradient(
+        with_one_more, params, jnp.append(advantage, jnp.nan), weight=weight, **options
+    )
+    assert info.status == SolveStatus.CONVERGED
+    wanted, _ = jaxsoft.natural_gradient(
+        log_prob_fn, params, advantage, weight=weight[:N], **options
+    )
+    np.testing.assert_allclose(flat(direction), flat(wanted), rtol=1e-7, atol=1e-9)
+
+
+@solvers
+def test_where_nothing_counts_there_is_no_step(solver: str) -> None:
+    log_prob_fn, params, advantage = problem()
+    direction, info = jaxsoft.natural_gradient(
+        log_prob_fn, params, advantage, weight=np.zeros(N), solver=solver
+    )
+    assert info.status == SolveStatus.CONVERGED
+    assert info.residual == 0
+    assert not flat(direction).any()
 
 
 @solvers
@@ -201,7 +266,11 @@ def test_non_convergence_is_reported_and_the_best_iterate_returned() -> None:
 def test_iterates_that_run_away_are_not_returned() -> None:
     """Undamped, through a network in bfloat16, conjugate gradients diverge: w = 0 is better."""
     log_prob_fn, params, advantage = problem(jnp.bfloat16)
-    _, info = jaxsoft.natural_gradient(log_prob_fn, params, advantage, damping=0.0)
+
+    def rounding(p: Params) -> Array:
+        return log_prob_fn(jax.tree.map(lambda x: x.astype(jnp.bfloat16), p))
+
+    _, info = jaxsoft.natural_gradient(rounding, params, advantage, damping=0.0)
     assert info.status == SolveStatus.NOT_CONVERGED
     assert info.residual <= 1.01
 
@@ -250,6 +319,26 @@ def test_the_gram_solution_of_mixed_samples_is_mended() -> None:
     assert info.status == SolveStatus.CONVERGED
     expected = dense(log_prob_fn, params, advantage, 1e-2)
     np.testing.assert_allclose(flat(w), expected, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-3])
+def test_the_gram_solution_of_samples_that_only_interact_is_mended(damping: float) -> None:
+    """No sample depends on its own row of the data: K, as read off, is 0, and so would w be."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(N, INPUTS)))
+    advantage = jnp.asarray(np.random.default_rng(1).normal(size=N))
+
+    def log_prob_fn(p: Params) -> Array:
+        z = x @ p["w"]
+        return jnp.roll(z, 1) - jnp.roll(z, -1)
+
+    params = {"w": jnp.zeros(INPUTS)}
+    direction, info = jaxsoft.natural_gradient(
+        log_prob_fn, params, advantage, damping=damping, solver="gram"
+    )
+    assert info.status == SolveStatus.CONVERGED
+    np.testing.assert_allclose(
+        flat(direction), dense(log_prob_fn, params, advantage, damping), rtol=1e-6
+    )
 
 
 @solvers

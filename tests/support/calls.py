@@ -1,0 +1,95 @@
+"""A valid call of every public function, by the roles of its arguments."""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsoft
+
+T, B, A, N = 5, 2, 3, 6
+CORE = {x: f for x, f in vars(jaxsoft).items() if inspect.isfunction(f) and x != "load_policy"}
+FUNCTIONS = sorted(CORE.keys() & set(jaxsoft.__all__))
+
+
+def log_probs(params: dict[str, jax.Array]) -> jax.Array:
+    return jax.nn.log_softmax(jnp.ones((N, 4)) @ params["w"])[:, 0]
+
+
+def values(params: dict[str, jax.Array], observations: object = None) -> jax.Array:
+    del observations
+    return jnp.broadcast_to(params["w"][0], (T + 1, B, A))
+
+
+def _arguments() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+
+    def real(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape)
+
+    def log_policy(*shape: int) -> np.ndarray:
+        return np.log(rng.dirichlet(np.ones(A), size=shape))
+
+    numbers = dict.fromkeys(("discount_t", "epsilon", "lambda_", "mixing", "tau"), 0.5)
+    numbers |= {"clip_c": 1.0, "clip_rho": 1.0, "damping": 0.1, "step_size": 0.1}
+    numbers |= {"tolerance": 1e-3, "value_coef": 0.5, "max_iterations": 9, "n": 3}
+    steps: tuple[str, ...] = (
+        "advantage_t",
+        "backup_t",
+        "delta_t",
+        "log_rho_tm1",
+        "r_t",
+        "return_t",
+        "target",
+    )
+    steps += ("target_t", "v_t", "v_tm1", "value_target")
+    actions = rng.integers(0, A, size=(T, B)).astype(np.int32)
+    return numbers | {
+        **{name: real(T, B) for name in steps},
+        **{name: abs(real(T, B)) for name in ("kl_tm1", "trace_tm1")},
+        **{name: real(T, B, A) for name in ("q_old_tm1", "q_t", "q_tm1", "values")},
+        **{name: real(T + 1, B) for name in ("v", "value")},
+        **{name: real(T + 1, B, A) for name in ("q", "target_q")},
+        **{x: log_policy(T, B) for x in ("behaviour_log_pi", "log_pi_old_tm1", "log_pi_tm1")},
+        "a": actions,
+        "a_tm1": actions,
+        "advantage": real(N),
+        "cut_t": rng.random((T, B)) < 0.2,
+        "error_loss": jnp.square,
+        "key": jax.random.key(0),
+        "log_pi": log_policy(T + 1, B),
+        "log_pi_a_tm1": -abs(real(T, B)),
+        "log_prior": log_policy(),
+        "log_prob_fn": log_probs,
+        "network_fn": values,
+        "observations": None,
+        "params": {"w": real(4, A)},
+        "q_fn": values,
+        "solver": "gram",
+        "weight": np.ones((T, B)),
+    }
+
+
+ARGUMENTS = _arguments()
+
+
+def arguments(function: str) -> dict[str, Any]:
+    """What the function takes, all of it."""
+    names = inspect.signature(getattr(jaxsoft, function)).parameters
+    given = {name: ARGUMENTS[name] for name in names}
+    if function == "natural_gradient":
+        given["weight"] = np.ones(N)
+    if function == "trace_targets":  # of the actions taken
+        given["q_tm1"] = given["r_t"]
+    return given
+
+
+def call(function: str, **given: Any) -> Any:
+    """Calls it, with some of its arguments replaced."""
+    return getattr(jaxsoft, function)(**arguments(function) | given)
+
+
+def optional(function: str, argument: str) -> bool:
+    return inspect.signature(getattr(jaxsoft, function)).parameters[argument].default is None
