@@ -198,12 +198,12 @@ def agent(
         target = n_step_targets(q_t, window, discount=discount, tau=now, log_prior=log_prior)
         action, weight = window.action[0], window.weight[0]
 
-        def mean_loss(params: Params) -> tuple[Array, Array]:
+        def objective(params: Params) -> tuple[Array, Array]:
             q = network(params, window.observation[0])
-            return mean(loss(q, action, target), weight, name="loss"), q
+            return mean_loss("loss", loss(q, action, target), weight), q
 
         params = learned.trained.params
-        (value, q), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        (value, q), gradients = jax.value_and_grad(objective, has_aux=True)(params)
         trained, step = descend(optimiser, learned.trained, gradients)
         taken, log_pi = losses.take_action(q, action), boltzmann.log_policy(q, now, log_prior)
         per_window = {
