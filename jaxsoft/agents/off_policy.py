@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, returns
 from jaxsoft.agents import replay, temperature
-from jaxsoft.agents._descent import Trained, descend
+from jaxsoft.agents._descent import Trained, descend, mean_loss
 from jaxsoft.agents.base import Agent, Metrics, NetworkFn, Params, Rollout, mean
 
 __all__ = ["State", "agent", "n_step_targets"]
