@@ -17,11 +17,25 @@ NEWEST := build/newest
 READERS := tests/core/test_jax_shim.py tests/natural/test_gram.py tests/agents/test_convolution.py \
 	tests/agents/test_networks.py tests/agents/test_reuse.py
 
+# The lowest versions have wheels for old Pythons, so the oldest of these.
+LOWEST_PYTHON ?= $(or $(PYTHON),$(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done))
+LOWEST := build/lowest
+# What the core alone is tested by, and what trains; the tools' bounds are those of pyproject.toml.
+CORE := tests/core tests/equations
+TRAINING := tests/environments tests/agents/test_registry.py tests/cli/test_train.py
+TOOLS := "beartype>=0.22" "hypothesis>=6.130" "jaxtyping>=0.3" "optax>=0.2.6" "pytest>=8.4" "pytest-xdist>=3.8"
+# $(call lowest,NAME,REQUIREMENT,TESTS): old packages use what newer ones have deprecated.
+define lowest
+	$(BIN)/uv venv --clear --python $(LOWEST_PYTHON) $(LOWEST)/$(1)
+	$(BIN)/uv pip install --python $(LOWEST)/$(1)/bin/python --resolution lowest-direct "$(2)" $(TOOLS)
+	$(LOWEST)/$(1)/bin/python -m pytest -n $(JOBS) -W ignore::DeprecationWarning $(3)
+endef
+
 BIN := $(VENV)/bin
 SETUP := sh .ci/setup "$(VENV)" "$(PYTHON)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench results test test-slow test-newest lint format docs hooks wheel constraints clean
+.PHONY: help run bench results test test-slow test-newest test-lowest lint format docs hooks wheel constraints clean
 
 help: ## Print the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +67,12 @@ test-newest: ## Test what reads JAX's inside on its newest release, in an enviro
 	@CONSTRAINTS=/dev/null sh .ci/setup $(NEWEST) "$(NEWEST_PYTHON)" train
 	$(NEWEST)/bin/python -m pip install --upgrade flax hypothesis jax pytest
 	$(NEWEST)/bin/python -m pytest $(READERS)
+
+test-lowest: ## Test the core and training on the lowest versions that they declare
+	@$(SETUP)
+	$(BIN)/python -m pip install uv
+	$(call lowest,core,.,$(CORE))
+	$(call lowest,train,.[train],$(TRAINING))
 
 lint: ## Lint, check the format and the types
 	@$(SETUP) dev

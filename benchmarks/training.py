@@ -13,6 +13,7 @@ Peers: stable-baselines3's A2C on the same EnvPool game, where it is installed; 
 pass over each rollout in one batch.
 """
 
+import dataclasses
 import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
@@ -72,9 +73,12 @@ def config(size: Size, *, capacity: int = 20_000) -> Config:
         "num_envs": size.num_envs,
         "rollout_length": size.length,
     }
-    if has_replay(size.algorithm):
-        given |= {"capacity": capacity, "learning_starts": 1}
-    return complete(given)
+    if not has_replay(size.algorithm):
+        return complete(given)
+    whole = complete(given | {"capacity": capacity, "learning_starts": 64})
+    # The command line refuses batches of more windows than there are yet; they cost the same.
+    first = dataclasses.replace(whole.settings, learning_starts=1)  # type: ignore[call-arg]
+    return dataclasses.replace(whole, settings=first)
 
 
 def has_replay(algorithm: str) -> bool:

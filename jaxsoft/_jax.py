@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
@@ -96,8 +97,8 @@ def run(eqns: Iterable[JaxprEqn], env: Mapping[Var, Array]) -> dict[Var, Array]:
 
 def read(env: Mapping[Var, Array], atom: Var | Literal) -> Array:
     """The value of a variable or of a literal."""
-    value: Array = atom.val if isinstance(atom, Literal) else env[atom]
-    return value
+    # Constants are of a type of their own in some versions, which has no methods.
+    return jnp.asarray(atom.val if isinstance(atom, Literal) else env[atom])
 
 
 def struct(atom: Var | Literal, dtype: DTypeLike | None = None) -> jax.ShapeDtypeStruct:

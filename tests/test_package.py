@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,24 @@ def test_exports(path: Path) -> None:
 
 def test_the_performance_page_shows_the_committed_results() -> None:
     subprocess.run([sys.executable, "-m", "benchmarks.tables", "--check"], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+def test_the_sdist_has_all_that_its_tests_need(tmp_path: Path) -> None:
+    """Unpacked somewhere else, they are all collected, and those run that read other files."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    [archive] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    [unpacked] = (path for path in tmp_path.iterdir() if path.is_dir())
+    # Without what an editable install adds: this checkout would answer for what is missing.
+    code = f"import sys; sys.path[:] = [x for x in sys.path if x not in ({str(ROOT)!r}, '')]\n"
+    code += "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    environment = {name: x for name, x in os.environ.items() if name != "PYTHONPATH"}
+    reading = ["benchmarks", "core/test_rlax_page.py", "equations/test_equations_map.py"]
+    reading += ["experiments/test_publish.py", "cli/test_panels.py", "test_package.py"]
+    for words in (["--collect-only", "-q"], [f"tests/{name}" for name in reading]):
+        subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=unpacked, env=environment, check=True
+        )

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxsoft.agents.base import Params
+from jaxsoft.agents.base import Params, check_shape, mean
 
-__all__ = ["Trained", "descend"]
+__all__ = ["Trained", "descend", "mean_loss"]
 
 
 class Trained(NamedTuple):
@@ -19,6 +19,12 @@ class Trained(NamedTuple):
 
     params: Params
     optimiser: Any
+
+
+def mean_loss(name: str, losses: Array, weight: Array) -> Array:
+    """What is differentiated: the mean of one number per transition, or an error that says so."""
+    check_shape(name, losses, weight, differentiable=True)
+    return mean(losses, weight)
 
 
 def descend(

@@ -92,7 +92,7 @@ class Metrics(NamedTuple):
 
     Attributes:
       sums: name -> sum over gradient steps of a mean over transitions, [].
-      updates: the count, of gradient steps, []; with 0 of them the sums are 0.
+      updates: the count, of gradient steps that had transitions, []; with 0 the sums are 0.
     """
 
     sums: dict[str, Array]
@@ -132,20 +132,26 @@ class Agent(NamedTuple):
     forget: Callable[[State], State] = _all_of_it
 
 
-def mean(x: Array, weight: Array, *, name: str = "mean") -> Array:
+def mean(x: Array, weight: Array) -> Array:
     """Σwx / Σw over the transitions that count, and 0 where none does, [].
 
     Args:
       x: of the shape of `weight`; of transitions that do not count it may be NaN.
       weight: w, 0 or 1.
-      name: of what x comes from, for errors.
     """
-    if jnp.shape(x) != weight.shape or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+    check_shape("mean", x, weight)
+    total = jnp.sum(jnp.where(weight == 0, 0, weight * x))
+    return total / jnp.maximum(jnp.sum(weight), 1)
+
+
+def check_shape(name: str, x: Array, weight: Array, *, differentiable: bool = False) -> None:
+    """Refuses, by the name of what it comes from, what is not one number per transition."""
+    dtype = jnp.result_type(x)
+    is_right = jnp.issubdtype(dtype, jnp.floating) or not differentiable
+    if jnp.shape(x) != weight.shape or not is_right:
         raise _checks.fail(
             name,
-            f"{jnp.result_type(x)}{list(jnp.shape(x))}",
+            f"{dtype}{list(jnp.shape(x))}",
             f"one number per transition, of a floating dtype and the shape {list(weight.shape)}",
             "Return it unreduced: the mean is taken over the transitions that count.",
         )
-    total = jnp.sum(jnp.where(weight == 0, 0, weight * x))
-    return total / jnp.maximum(jnp.sum(weight), 1)

@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses, returns
 from jaxsoft.agents import replay, temperature
-from jaxsoft.agents._descent import Trained, descend
+from jaxsoft.agents._descent import Trained, descend, mean_loss
 from jaxsoft.agents.base import Agent, Metrics, NetworkFn, Params, Rollout, mean
 
 __all__ = ["State", "agent", "n_step_targets"]
@@ -198,12 +198,12 @@ def agent(
         target = n_step_targets(q_t, window, discount=discount, tau=now, log_prior=log_prior)
         action, weight = window.action[0], window.weight[0]
 
-        def mean_loss(params: Params) -> tuple[Array, Array]:
+        def objective(params: Params) -> tuple[Array, Array]:
             q = network(params, window.observation[0])
-            return mean(loss(q, action, target), weight, name="loss"), q
+            return mean_loss("loss", loss(q, action, target), weight), q
 
         params = learned.trained.params
-        (value, q), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        (value, q), gradients = jax.value_and_grad(objective, has_aux=True)(params)
         trained, step = descend(optimiser, learned.trained, gradients)
         taken, log_pi = losses.take_action(q, action), boltzmann.log_policy(q, now, log_prior)
         per_window = {
@@ -217,6 +217,8 @@ def agent(
             learned.temperature, mean(boltzmann.kl_to_prior(log_pi, log_prior), weight)
         )
         means = {"loss": value} | {k: mean(x, weight) for k, x in per_window.items()} | step
+        # Of no transition there is nothing to tell: all of these are 0.
+        means["counted"] = jnp.where(jnp.any(weight > 0), 1.0, 0.0)
         return learned._replace(trained=trained, temperature=cooled), means
 
     def update(state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
@@ -254,7 +256,7 @@ def agent(
         learned, sums = jax.lax.cond(
             ready, learn, wait, _Learned(trained, state.target_params, state.temperature)
         )
-        count = jnp.where(ready, updates, 0.0)
+        count = sums.pop("counted")
         sums["epsilon"] = epsilon_at(state.steps) * count
         params, optimised = learned.trained
         state = State(params, optimised, learned.target_params, learned.temperature, ring, steps)

@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 import jaxsoft
 from jaxsoft import boltzmann
 from jaxsoft.agents import _reuse, temperature
-from jaxsoft.agents._descent import Trained, descend
+from jaxsoft.agents._descent import Trained, descend, mean_loss
 from jaxsoft.agents.base import Agent, Metrics, NetworkFn, Params, Rollout, mean
 
 __all__ = [
@@ -231,7 +231,7 @@ def direction_of(step_loss: StepLoss, *, differentiates_target: bool = True) -> 
             parts = head(out, objective), *ends
             at = Heads(*(jnp.concatenate(states) for states in zip(*parts, strict=True)))
             losses = step_loss(at, rollout, objective)
-            return mean(losses, rollout.weight, name="step_loss"), starts_of(at)
+            return mean_loss("step_loss", losses, rollout.weight), starts_of(at)
 
         (value, at), cotangents = jax.value_and_grad(loss, has_aux=True)(out)
         [gradients] = pull(cotangents)
@@ -336,7 +336,9 @@ def agent_along(
         trained, step = descend(optimiser, Trained(state.params, state.optimiser), gradients)
         description, kl = _describe(starts, rollout, objective.log_prior)
         cooled = source.update(state.temperature, kl)
-        return State(*trained, cooled), Metrics(means | description | step, jnp.ones(()))
+        # Of no transition there is nothing to tell: all sums are 0.
+        count = jnp.where(jnp.any(rollout.weight > 0), 1.0, 0.0)
+        return State(*trained, cooled), Metrics(means | description | step, count)
 
     return Agent(init, act, update, greedy)
 

@@ -132,10 +132,33 @@ class Replay(Settings):
                 f"{self.learning_starts:_}. Learning would start with a replay that has already "
                 "lost data. Raise the capacity, or start earlier."
             )
-        if steps < self.learning_starts:
+        self._check_begin(steps)
+
+    def _check_begin(self, steps: int) -> None:
+        """Refuses a replay that no rollout fits into, and a run whose learning cannot begin."""
+        rows, per_update = self.capacity // self.num_envs, self.num_envs * self.rollout_length
+        if rows < self.rollout_length:
             raise SettingsError(
-                f"--steps {steps:_} is less than --learning-starts {self.learning_starts:_}. "
-                "Nothing would be learned. Change one of the two."
+                f"--capacity {self.capacity:_} holds {rows:_} steps of --num-envs {self.num_envs}, "
+                f"fewer than --rollout-length {self.rollout_length}. Raise the capacity, far "
+                "better to much more."
+            )
+        starts = min(self.learning_starts, rows * self.num_envs)
+        done = self.updates(steps) * per_update
+        if done < starts:
+            whole = f", {self.updates(steps)} whole updates of {per_update},"
+            whole = "" if steps < starts else whole
+            raise SettingsError(
+                f"--steps {steps:_}{whole} is less than --learning-starts "
+                f"{self.learning_starts:_}. Nothing would be learned. Change one of the two."
+            )
+        held = min(-(-starts // per_update) * self.rollout_length, rows)
+        windows = max(held - self.n, 0) * self.num_envs
+        if windows < self.batch_size:
+            raise SettingsError(
+                f"--batch-size {self.batch_size:_} is more than the {windows:_} windows of --n "
+                f"{self.n} steps that the replay holds when learning starts. Give a smaller one of "
+                "the two, or raise --learning-starts and with it, if need be, --capacity."
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 from jaxsoft.agents.on_policy import Objective
 
 __all__ = [
+    "MOST",
     "OnPolicy",
     "Settings",
     "SettingsError",
@@ -21,6 +22,10 @@ __all__ = [
     "said",
     "word",
 ]
+
+
+MOST = 2**31 - 1
+"""The greatest count: steps, rows and seeds are int32 in JAX as in EnvPool."""
 
 
 class SettingsError(ValueError):
@@ -74,6 +79,7 @@ def option(
     source: str = "",
     least: float | None = None,
     most: float | None = None,
+    limit: int = MOST,
     **parser: Any,
 ) -> Any:
     """A setting.
@@ -85,7 +91,8 @@ def option(
       group: title of the help under which it stands; by default the algorithms that have it.
       source: where the default comes from.
       least: of numbers, the least that is allowed.
-      most: the greatest; by default any that is finite.
+      most: the greatest; by default any that is finite, and of counts up to `limit`.
+      limit: of what can be carried out at all.
       **parser: what `argparse` needs to read it.
     """
     metadata = {
@@ -96,6 +103,7 @@ def option(
         "source": source,
         "least": least,
         "most": most,
+        "limit": limit,
         "parser": parser,
     }
     return field(metadata=metadata) if images is ... else field(default=images, metadata=metadata)
@@ -110,11 +118,14 @@ def check_range(values: Any) -> None:
             continue
         several = isinstance(value, tuple)
         each = value if several else (value,)
-        if all(least <= x < math.inf if most is None else least <= x <= most for x in each):
+        bound = most
+        if most is None and spec.metadata["parser"].get("type") is count:
+            bound = spec.metadata["limit"]
+        if all(least <= x < math.inf if bound is None else least <= x <= bound for x in each):
             continue
-        what = (
-            f"of at least {word(least)}" if most is None else f"from {word(least)} to {word(most)}"
-        )
+        what = f"of at least {word(least)}"
+        if bound is not None and (most is not None or max(each) > bound):
+            what = f"from {word(least)} to {word(bound)}"
         numbers = "numbers" if several else "a finite number" if value == math.inf else "a number"
         raise SettingsError(f"{said(spec.name, value)} is out of range. Give {numbers} {what}.")
 

@@ -18,8 +18,7 @@ from jaxsoft.agents.settings import count
 from jaxsoft.cli import assembly, evaluate, plot, train
 from jaxsoft.cli.config import Config, ConfigError, Runtime, look_up
 from jaxsoft.cli.options import Parser, called, parse, stop_with
-from jaxsoft.training.lock import Lock
-from jaxsoft.training.logs import read_csv, writing
+from jaxsoft.training.logs import read_csv
 
 __all__ = ["equivalence", "main", "summarise"]
 
@@ -124,11 +123,12 @@ def main(words: Sequence[str] | None = None) -> int:
             parse([*shared, "--algorithm", name, "--out", str(given.out / name)])
             for name in given.algorithms
         ]
-        with writing(given.out):
-            given.out.mkdir(parents=True, exist_ok=True)
-        with Lock(given.out):
-            return _compare(given.out, todo)
-    except (ConfigError, train.RunError, OSError, ValueError) as error:
+        with train.Folder(given.out) as folder:
+            try:
+                return _compare(given.out, todo)
+            finally:
+                folder.begun = any(out.exists() for out in (runtime.out for _, runtime in todo))
+    except (ConfigError, train.RunError, ImportError, OSError, ValueError) as error:
         return stop_with(error)
 
 

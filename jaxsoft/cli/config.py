@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,6 +168,7 @@ class Runtime:
         0,
         group="execution and output",
         least=0,
+        limit=16 * (os.cpu_count() or 1),  # EnvPool makes them all, and aborts where it cannot
         type=count,
     )
     report_every: int | None = option(
@@ -234,6 +236,12 @@ def complete(given: Mapping[str, Any]) -> Config:
     if len(set(config.seeds)) < len(config.seeds):
         raise ConfigError(f"{said('seeds', config.seeds)} names a seed twice. Give each once.")
     entry.check(name, config.settings, config.steps)
+    num_envs = config.settings.num_envs
+    if environments.last_seed(config.seeds, num_envs) > environments.MOST_SEED:
+        raise ConfigError(
+            f"--seeds {max(config.seeds)} with --num-envs {num_envs:_} numbers its environments "
+            f"beyond {environments.MOST_SEED:_}. Give smaller seeds, or fewer environments."
+        )
     return config
 
 

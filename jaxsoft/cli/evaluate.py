@@ -17,8 +17,8 @@ from rich.table import Table
 
 from jaxsoft import environments
 from jaxsoft.agents.base import Agent
-from jaxsoft.agents.settings import count
-from jaxsoft.cli import assembly
+from jaxsoft.agents.settings import MOST, count
+from jaxsoft.cli import assembly, memory
 from jaxsoft.cli.config import Config, ConfigError, read, to_json
 from jaxsoft.cli.options import Parser, stop_with
 from jaxsoft.environments.autoreset import interpret
@@ -194,23 +194,25 @@ def main(words: Sequence[str] | None = None) -> int:
     add("--video", "also record one game to this .gif", type=Path, metavar="PATH")
     add("--json", "also write every game's return to this file", type=Path, metavar="PATH")
     given = parser.parse_args(words)
-    if given.games < 1:
-        parser.error(f"--games {given.games} is out of range. Give a number of at least 1.")
-    if not 0 <= given.seed < 2**31:
-        parser.error(f"--seed {given.seed} is out of range. Give a number from 0 to 2147483647.")
+    if not 1 <= given.games <= MOST:
+        parser.error(f"--games {given.games:_} is out of range. Give a number from 1 to {MOST:_}.")
+    if not 0 <= given.seed <= MOST:
+        parser.error(f"--seed {given.seed:_} is out of range. Give a number from 0 to {MOST:_}.")
     try:
         trained = load(given.run, given.step)
         if given.video is not None:
             check_video(trained.config, given.video)
         policy = trained.agent.greedy if given.greedy else None
-        score, length = play(trained, given.games, policy=policy, seed=given.seed)
+        memory.check_play(trained.config, given.games)
+        with memory.explained(trained.config, given.games):
+            score, length = play(trained, given.games, policy=policy, seed=given.seed)
         if given.video is not None:
             record(trained, given.video)
         if given.json is not None:
             played = {"step": trained.step, "returns": score.tolist(), "lengths": length.tolist()}
             with writing(given.json):
                 given.json.write_text(json.dumps(played) + "\n")
-    except (ConfigError, OSError, ValueError) as error:
+    except (ConfigError, ImportError, OSError, ValueError) as error:
         return stop_with(error)
     config = trained.config
     table = Table(title=f"{config.game} {config.algorithm}, step {trained.step:,}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsoft.cli import assembly, evaluate, plot
+from jaxsoft.cli import assembly, evaluate, memory, plot
 from jaxsoft.cli.config import Config, ConfigError, Runtime, look_up, to_json
 from jaxsoft.cli.options import called, parse, stop_with
 from jaxsoft.training.checkpoints import Checkpoints
@@ -22,7 +25,7 @@ from jaxsoft.training.loop import Report, TrainState, initial
 from jaxsoft.training.progress import Progress
 from jaxsoft.training.provenance import Sessions, write_json
 
-__all__ = ["RunError", "main", "train"]
+__all__ = ["Folder", "RunError", "main", "train"]
 
 VERSION = 3
 """Of what a checkpoint holds; another one is refused."""
@@ -36,14 +39,18 @@ class RunError(RuntimeError):
 
 
 class _Signals:
-    """SIGINT and SIGTERM ask the run to save and leave; a second one leaves at once."""
+    """SIGINT and SIGTERM ask the run to save and leave; a second one leaves at once.
+
+    Only a process's main thread may handle signals. In another one they are left as they are.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        main = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if main else ():
             self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -57,48 +64,89 @@ class _Signals:
         self.received = number
 
 
+class Folder:
+    """A folder of one writer, which is as it was before if that fails before it has `begun`."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes it and locks it."""
+        self.begun = False
+        self._path = path
+        self._made = [each for each in (path, *path.parents) if not each.exists()]
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = Lock(path)
+        except OSError:
+            self._unmake()
+            raise
+        self._there = self._found()
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        failed = error is not None and not self.begun
+        for new in self._found() - self._there if failed else ():
+            if new.is_dir():
+                shutil.rmtree(new, ignore_errors=True)
+            else:
+                new.unlink(missing_ok=True)
+        self._lock.release()
+        if failed:
+            self._unmake()
+
+    def _found(self) -> set[Path]:
+        """All but the lock, which goes with its release."""
+        found = {*self._path.glob("*"), *self._path.glob("tensorboard/*")}
+        return found - {self._path / "lock"}
+
+    def _unmake(self) -> None:
+        with contextlib.suppress(OSError):
+            for new in self._made:
+                new.rmdir()  # and not what another run has begun to write to
+
+
 def train(config: Config, runtime: Runtime) -> int:
     """Carries out a run in `runtime.out`; returns 0, or 128 + the signal that ended it."""
     if runtime.video is not None:
         evaluate.check_video(config, runtime.video)
     last = _last(config, runtime)
-    with writing(runtime.out):
-        runtime.out.mkdir(parents=True, exist_ok=True)
-    with Lock(runtime.out):
-        return _train(config, runtime, last)
+    memory.check(config, save_replay=runtime.save_replay)
+    with memory.explained(config), Folder(runtime.out) as folder:
+        return _train(config, runtime, last, folder)
 
 
-def _train(config: Config, runtime: Runtime, last: int) -> int:
+def _train(config: Config, runtime: Runtime, last: int, folder: Folder) -> int:
     """The run, once the folder is its own."""
     out = runtime.out
     settings = to_json(config)
     resumed = _resumes(out, runtime.resume)
-    with (
-        _Signals() as signals,
-        Checkpoints(
-            out / "checkpoints", keep=runtime.keep, config=settings, version=VERSION
-        ) as checkpoints,
-    ):
+    with _Signals() as signals:
         loop = assembly.loop(config, driver=runtime.driver, threads=runtime.env_threads)
         state = initial(loop.agent, config.seeds)
-        begun = 0
-        if resumed and checkpoints.latest() is not None:
-            begun, held = evaluate.restore(checkpoints, loop.agent, state)
-            state = _joined(held, state)
-        else:
-            write_json(out / "config.json", settings | {"version": VERSION})
-        resume_step = begun if resumed else None
-        sessions = Sessions(out / "run.json", begun)
-        done = begun // loop.steps_per_update
-        last = max(done, last)
-        total = last * loop.steps_per_update
-        with (
-            CsvLog(out / "metrics.csv", resume_step=resume_step) as csv,
-            TensorBoardLog(out / "tensorboard", resume_step=resume_step) as board,
-            Progress(f"{config.game} {config.algorithm}", total, start=begun) as progress,
-        ):
-            run = _Run(config, runtime, loop, state, (csv, board), progress, checkpoints, sessions)
-            run.advance(done, last, signals)
+        with Checkpoints(
+            out / "checkpoints", keep=runtime.keep, config=settings, version=VERSION
+        ) as checkpoints:
+            begun = 0
+            if resumed and checkpoints.latest() is not None:
+                begun, held = evaluate.restore(checkpoints, loop.agent, state)
+                state = _joined(held, state)
+            else:
+                write_json(out / "config.json", settings | {"version": VERSION})
+            resume_step = begun if resumed else None
+            sessions = Sessions(out / "run.json", begun)
+            done = begun // loop.steps_per_update
+            last = max(done, last)
+            total = last * loop.steps_per_update
+            with (
+                CsvLog(out / "metrics.csv", resume_step=resume_step) as csv,
+                TensorBoardLog(out / "tensorboard", resume_step=resume_step) as board,
+                Progress(f"{config.game} {config.algorithm}", total, start=begun) as progress,
+            ):
+                run = _Run(
+                    config, runtime, loop, state, (csv, board), progress, checkpoints, sessions
+                )
+                run.advance(done, last, signals, folder)
     _draw(config, out)
     if signals.received is not None:
         print(f"Saved in {out}; continue with: {called()} train --resume --out {out}")
@@ -129,7 +177,7 @@ class _Run:
         self.reported_at = time.monotonic()
         self.reported = 0
 
-    def advance(self, done: int, total: int, signals: _Signals) -> None:
+    def advance(self, done: int, total: int, signals: _Signals, folder: Folder) -> None:
         """From an update to another."""
         every = self.runtime.report_every or max(1, self.config.steps // 100)
         period = max(1, every // self.loop.steps_per_update)
@@ -145,6 +193,7 @@ class _Run:
             start = time.monotonic()
             self.state, actors, report = self.loop.run(self.state, actors, count)
             self.reports.append(jax.block_until_ready(report))
+            folder.begun = True
             took = time.monotonic() - start
             done += count
             # By doubling, since the first call compiles.
@@ -251,5 +300,5 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command."""
     try:
         return train(*parse(words))
-    except (ConfigError, RunError, OSError, ValueError) as error:
+    except (ConfigError, RunError, ImportError, OSError, ValueError) as error:
         return stop_with(error)

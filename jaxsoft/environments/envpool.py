@@ -19,7 +19,27 @@ from jaxsoft.agents.base import TimeStep
 from jaxsoft.environments.autoreset import Answer, Memory, filled, interpret
 from jaxsoft.environments.base import Space
 
-__all__ = ["About", "EnvPool", "GraphState", "HostEnvPool", "about", "runs_in_graph"]
+__all__ = [
+    "MOST_SEED",
+    "About",
+    "EnvPool",
+    "GraphState",
+    "HostEnvPool",
+    "about",
+    "last_seed",
+    "runs_in_graph",
+]
+
+MOST_SEED = 2**31 - 2
+"""The greatest seed of an environment that EnvPool takes."""
+
+_OLDEST_JAX = (0, 9, 1)
+"""That the handlers of EnvPool 1.2.5 run in."""
+
+
+def last_seed(seeds: Sequence[int], num_envs: int) -> int:
+    """The greatest seed of an environment: agent `seed` has those from seed · N on."""
+    return (max(seeds) + 1) * num_envs - 1
 
 
 def runs_in_graph() -> bool:
@@ -129,10 +149,17 @@ class _Pool:
     ) -> None:
         num_envs = _checks.count(type(self).__name__, "num_envs", num_envs)
         low, high = part or (0, num_envs)
+        if last_seed(seeds, num_envs) > MOST_SEED:
+            raise _checks.fail(
+                type(self).__name__,
+                f"{max(seeds):_} and {num_envs:_} environments",
+                f"(seed + 1) * num_envs up to {MOST_SEED + 1:_}, since each has a seed of its own",
+                "Give smaller seeds, or fewer environments.",
+            )
         self.about = about(game, **options)
         if self.about.is_atari:
             options["stack_num"] = 1
-        # One seed per environment: agent `seed` has the same ones whoever trains beside it.
+        # Agent `seed` has the same environments whoever trains beside it.
         env_seeds = [seed * num_envs + i for seed in seeds for i in range(low, high)]
         with _quietly():
             self.pool = _import_envpool().make(
@@ -207,11 +234,16 @@ class EnvPool(_Pool):
         part: tuple[int, int] | None = None,
         **options: Any,
     ) -> None:
+        if jax.__version_info__ < _OLDEST_JAX:
+            raise _unfit()
         super().__init__(game, num_envs=num_envs, seeds=seeds, part=part, **options)
         spoken = self._action_dtype, *(x.dtype for x in self.pool.spec.state_array_spec.values())
         wide = any(np.dtype(dtype).itemsize > 4 for dtype in spoken)
         with jax.enable_x64(wide or jax.config.read("jax_enable_x64")):
-            self._handle, _, _, step = self.pool.xla()
+            try:
+                self._handle, _, _, step = self.pool.xla()
+            except jax.errors.JaxRuntimeError as error:
+                raise _unfit() from error
         self._step = _in_64_bits(step, self._action_dtype) if wide else step
 
     def reset(self) -> tuple[GraphState, TimeStep]:
@@ -234,17 +266,24 @@ class HostEnvPool(_Pool):
     emulates. The arguments are those of `EnvPool`.
     """
 
+    _sending = False
+
     def reset(self) -> tuple[Memory, TimeStep]:
-        """Resets every environment."""
+        """Resets every environment, also in the middle of a step."""
+        if self._sending:
+            self.recv()  # or EnvPool would answer with it
         return self._start(self._first_answer(self.pool.reset()))
 
     def send(self, action: np.ndarray) -> None:
         """Starts a step by actions [S, N, *A]."""
         self.pool.send(self._sent(np.asarray(action, self._action_dtype)))
+        self._sending = True
 
     def recv(self) -> Answer:
         """Waits for the step and answers in NumPy."""
-        return self._answer(self.pool.recv())
+        words = self.pool.recv()
+        self._sending = False
+        return self._answer(words)
 
 
 def _in_64_bits(step: Callable[..., Any], dtype: np.dtype) -> Callable[..., Any]:
@@ -266,11 +305,23 @@ def _import_envpool() -> Any:
         import envpool  # noqa: PLC0415 (environments of one's own need no EnvPool)
     except ImportError as error:
         raise ImportError(
-            "EnvPool is not installed: pip install 'jaxsoft[train]'. Its wheels are for Linux on "
-            "x86-64; elsewhere bring an environment of your own "
+            "EnvPool is not installed: pip install 'jaxsoft[train]'. It has wheels for Linux, "
+            "Windows, and macOS on Apple silicon; elsewhere bring an environment of your own "
             "(jaxsoft.environments.base.Environment)."
         ) from error
     return envpool
+
+
+def _unfit() -> ValueError:
+    known = f"JAX {'.'.join(map(str, _OLDEST_JAX))} or newer"
+    needed = known if jax.__version_info__ < _OLDEST_JAX else "another JAX"
+    return _checks.fail(
+        "EnvPool",
+        f"JAX {jax.__version__}",
+        f"{needed} for the handlers of EnvPool {_import_envpool().__version__}",
+        "Bring both up to date: pip install --upgrade 'jaxsoft[train]'. Or step the emulators from "
+        "the host: --driver host, or HostEnvPool.",
+    )
 
 
 @contextlib.contextmanager

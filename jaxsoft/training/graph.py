@@ -68,6 +68,10 @@ class GraphLoop:
         """The rollout [T, S, N] that the next update would learn from, without the update."""
         return self._collected(state, actors)  # type: ignore[no-any-return]
 
+    def rollout_like(self, state: TrainState) -> Rollout:
+        """Shapes and dtypes of a rollout, from those of a state; nothing is computed."""
+        return self._collected.eval_shape(state, jax.eval_shape(self.start))[1]  # type: ignore[no-any-return]
+
     def _updates(
         self, state: TrainState, actors: Actors, updates: Array
     ) -> tuple[TrainState, Actors, Report]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,6 +58,7 @@ class HostLoop:
         self.batch_shape = (pools[0].batch_shape[0], ends[-1])
         self._parts = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         self._keys = jax.jit(lambda key: loop.keys_of_steps(key, self.length))
+        self._unfinished = False
         options = compiler_options()
         self._act = jax.jit(self._act_for, static_argnames="part", compiler_options=options)
         self._interpret = jax.jit(interpret)
@@ -73,11 +75,12 @@ class HostLoop:
         return self.length * self.batch_shape[1]
 
     def start(self) -> Actors:
-        """Fresh games."""
+        """Fresh games, also after an error."""
         started = [pool.reset() for pool in self.pools]
         step = _join([step for _, step in started])
         carry = loop.initial_carry(self.agent, self.batch_shape)
         games = no_games(self.batch_shape)
+        self._unfinished = False
         return Actors([memory for memory, _ in started], step, carry, games)
 
     def run(
@@ -85,15 +88,32 @@ class HostLoop:
     ) -> tuple[TrainState, Actors, Report]:
         """Acts and learns for a number of updates; `state` is used up."""
         reports = []
-        for _ in range(_checks.count("HostLoop.run", "updates", updates)):
-            actors, rollout, finished = self._collect(state, actors)
-            state, metrics = self._learn(state, rollout)
-            reports.append(Report(metrics, finished))
+        updates = _checks.count("HostLoop.run", "updates", updates)
+        with self._finishing():
+            for _ in range(updates):
+                actors, rollout, finished = self._collect(state, actors)
+                state, metrics = self._learn(state, rollout)
+                reports.append(Report(metrics, finished))
         return state, actors, jax.tree.map(lambda *x: sum(x), *reports)
 
     def collect(self, state: TrainState, actors: Actors) -> tuple[Actors, Rollout]:
         """The rollout [T, S, N] that the next update would learn from, without the update."""
-        return self._collect(state, actors)[:2]
+        with self._finishing():
+            return self._collect(state, actors)[:2]
+
+    @contextlib.contextmanager
+    def _finishing(self) -> Iterator[None]:
+        """An error inside leaves the emulators ahead of what the caller knows of them."""
+        if self._unfinished:
+            raise _checks.fail(
+                "HostLoop",
+                "emulators that an error left in the middle of a rollout",
+                "emulators that stand where `actors` says",
+                "Begin fresh games: actors = loop.start().",
+            )
+        self._unfinished = True
+        yield
+        self._unfinished = False
 
     def _collect(self, state: TrainState, actors: Actors) -> tuple[Actors, Rollout, Finished]:
         keys = self._keys(state.key)

@@ -54,7 +54,8 @@ class Progress:
         self._label, self._total, self._step, self._every = label, total, start, every
         self._began, self._rate = time.monotonic(), math.nan
         self._printed: tuple[float, int | None] = (-math.inf, None)
-        self._reports = deque([(self._began, start)], maxlen=20)
+        # Compilation comes before the first report, so that speed is told from the second on.
+        self._reports: deque[tuple[float, int]] = deque(maxlen=20)
         self._returns: dict[float, float] = {}
         self._figures: dict[str, str] = {}
 
@@ -72,12 +73,12 @@ class Progress:
     def update(self, step: int, rows: Iterable[Row]) -> None:
         """Shows a report: the steps done, and one row per seed."""
         rows = list(rows)
-        if len(self._reports) == 2 and self._reports[0][0] == self._began:
-            self._reports.popleft()  # compilation came before the first report
         now = time.monotonic()
         self._reports.append((now, step))
         then, before = self._reports[0]
-        self._step, self._rate = step, (step - before) / max(now - then, 1e-9)
+        self._step = step
+        if len(self._reports) > 1:
+            self._rate = (step - before) / max(now - then, 1e-9)
         returns = {row["seed"]: row.get("episode_return", math.nan) for row in rows}
         self._returns |= {seed: x for seed, x in returns.items() if math.isfinite(x)}
         figures = {}

@@ -129,6 +129,20 @@ def taus(schedule, steps):
     return [float(schedule(k)) if callable(schedule) else schedule for k in range(steps)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_samples_without_a_transition_are_in_no_mean(batch_size):
+    """Small ones may be of automatic resets alone."""
+    agent = tabular(batch_size=batch_size, tau=0.2, steps_per_gradient=1)
+    rollout = rollout_of(0)._replace(weight=jnp.zeros((4, 4)).at[:, 0].set(1))
+    _, metrics = agent.update(agent.init(jax.random.key(0)), rollout, jax.random.key(1))
+    assert 0 < metrics.updates < 16
+    sums = metrics.sums
+    np.testing.assert_allclose(
+        (sums["entropy"] + sums["kl"]) / metrics.updates, np.log(ACTIONS), rtol=1e-6
+    )
+    np.testing.assert_allclose(sums["epsilon"] / metrics.updates, 0.1, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "tau", [0.2, optax.linear_schedule(0.5, 0.1, 9)], ids=["constant", "scheduled"]
 )

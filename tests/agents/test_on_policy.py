@@ -549,6 +549,28 @@ def test_acting_follows_the_policy(prior):
     np.testing.assert_allclose(extras.log_mu, np.log(policy[observation, action]), rtol=1e-9)
 
 
+def test_an_update_of_no_transition_is_in_no_mean():
+    """As where all environments restart at once, which short rollouts of few of them do."""
+    agent = table_agent()
+    state = agent.init(jax.random.key(2))
+    observation = np.arange(2 * N).reshape(2, N) % STATES
+    rollout = Rollout(
+        observation=jnp.asarray(observation),
+        action=jnp.zeros((1, N), jnp.int32),
+        reward=jnp.ones((1, N)),
+        discount=jnp.ones((1, N)),
+        cut=jnp.zeros((1, N), bool),
+        weight=jnp.ones((1, N)),
+        first=jnp.zeros((2, N), bool),
+    )
+    some = agent.update(state, rollout, jax.random.key(0))[1]
+    none = agent.update(state, rollout._replace(weight=jnp.zeros((1, N))), jax.random.key(0))[1]
+    assert (some.updates, none.updates) == (1, 0)
+    assert set(map(float, none.sums.values())) == {0.0}
+    both = jax.tree.map(jnp.add, some, none)
+    np.testing.assert_allclose((both.sums["entropy"] + both.sums["kl"]) / both.updates, np.log(A))
+
+
 @pytest.mark.parametrize("prior", ["counting", "masked"])
 def test_the_greedy_action_is_the_likeliest(prior):
     log_prior, measure, _ = PRIORS[prior]

@@ -209,6 +209,49 @@ REFUSED = [
         r"--steps 500 is less than --learning-starts 501\. Nothing would be learned\. Change",
     ),
     (
+        "dqn",
+        {"steps": 511, "learning_starts": 500},
+        r"--steps 511, 15 whole updates of 32, is less than --learning-starts 500\. Nothing",
+    ),
+    (
+        "dqn",
+        {"learning_starts": 64, "batch_size": 57},
+        r"--batch-size 57 is more than the 56 windows of --n 1 steps that .* smaller one .*raise",
+    ),
+    (
+        "dqn",
+        {"capacity": 64, "learning_starts": 64, "batch_size": 1, "n": 8},
+        r"--batch-size 1 is more than the 0 windows of --n 8 steps",
+    ),
+    (
+        "dqn",
+        {"capacity": 63, "learning_starts": 32, "rollout_length": 8, "batch_size": 1},
+        r"--capacity 63 holds 7 steps of --num-envs 8, fewer than --rollout-length 8\. Raise",
+    ),
+    (
+        "a2c",
+        {"seeds": (65535,), "num_envs": 32768},
+        r"--seeds 65535 with --num-envs 32_768 .* beyond 2_147_483_646\. Give smaller seeds, or",
+    ),
+    *(
+        (
+            algorithm,
+            {name: value},
+            rf"{flag(name)} {word(value)} is out of range\. Give .* to 2_147",
+        )
+        for algorithm, name, value in (
+            ("dqn", "capacity", 10**18),
+            ("dqn", "capacity", 10**12),
+            ("dqn", "batch_size", 2**31),
+            ("dqn", "target_period", 10**12),
+            ("dqn", "steps_per_gradient", 10**12),
+            ("a2c", "max_episode_steps", 2**31),
+            ("a2c", "num_envs", 10**10),
+            ("a2c", "rollout_length", 2**31),
+            ("a2c", "n", 2**31),
+        )
+    ),
+    (
         "a2c",
         {"n": 9, "rollout_length": 8},
         r"--n 9 is longer than --rollout-length 8\. .* give a smaller n",
@@ -242,7 +285,13 @@ ACCEPTED = [
     ("a2c", {"steps": 64, "num_envs": 8, "rollout_length": 8, "n": 8}),
     ("a2c", {"steps": 2**31 - 1, "seeds": (0, 65535), "discount": 1, "tau": 0}),
     ("a2c", {"discount": 0, "max_gradient_norm": "inf", "max_episode_steps": 1, "hidden": (1,)}),
-    ("dqn", {"capacity": 500, "learning_starts": 500, "steps": 500, "epsilon": 0}),
+    ("dqn", {"capacity": 500, "learning_starts": 500, "steps": 512, "epsilon": 0}),
+    ("dqn", {"capacity": 500, "learning_starts": 496, "steps": 511, "rollout_length": 2}),
+    ("dqn", {"learning_starts": 64, "batch_size": 56}),
+    ("dqn", {"capacity": 64, "learning_starts": 64, "rollout_length": 8, "batch_size": 8, "n": 7}),
+    ("dqn", {"target_period": 2**31 - 1, "batch_size": 1}),
+    ("a2c", {"max_episode_steps": 2**31 - 1, "hidden": (2**31 - 1,)}),
+    ("a2c", {"seeds": (65535,), "num_envs": 32767, "rollout_length": 1}),
     ("dqn", {"num_envs": 2, "rollout_length": 6, "epsilon_share": 1, "n": 3}),
     ("a2c", {"prior": "counting", "learning_rate": 0, "value_coef": 0}),
 ]
@@ -303,6 +352,12 @@ def test_a_setting_that_nothing_has_is_refused():
         ({"report_every": 0}, r"--report-every 0 is out of range\. Give"),
         ({"checkpoint_steps": 0}, r"--checkpoint-steps 0 is out of range\. Give"),
         ({"env_threads": -1}, r"--env-threads -1 is out of range\. Give a number of at least 0"),
+        (
+            {"env_threads": 10**5},
+            r"--env-threads 100_000 is out of range\. Give a number from 0 to",
+        ),
+        ({"env_threads": 2**31}, r"--env-threads 2_147_483_648 is out of range\. Give a number fr"),
+        ({"keep": 2**31}, r"--keep 2_147_483_648 is out of range\. Give a number from 1 to 2_147"),
         ({"checkpoint_seconds": -1}, r"--checkpoint-seconds -1 is out of range\. Give"),
         ({"checkpoint_seconds": "nan"}, r"--checkpoint-seconds nan is out of range\. Give"),
     ],

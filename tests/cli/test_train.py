@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tensorboardX.proto.event_pb2 import SessionLog
 import jaxsoft
 from jaxsoft.agents.registry import ALGORITHMS
 from jaxsoft.cli import assembly, compare, evaluate, plot, train
-from jaxsoft.cli.config import from_json
+from jaxsoft.cli.config import from_json, look_up
 from jaxsoft.training import provenance
 from jaxsoft.training.checkpoints import Checkpoints
 from jaxsoft.training.graph import GraphLoop
@@ -517,6 +518,62 @@ def test_a_folder_that_cannot_be(where, tmp_path, capsys):
     assert "Choose a directory that can be written to" in error
     assert str(tmp_path / where) in error
     assert files(tmp_path).keys() == {Path("file")}
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file", "a file in the way"])
+@pytest.mark.parametrize("failing", ["loop", "run", "start"])
+def test_a_run_that_never_began_leaves_nothing(failing, there, tmp_path, capsys, monkeypatch):
+    """Whatever refuses it, EnvPool's words or a program that cannot be compiled."""
+
+    def refuse(*_, **__):
+        raise ValueError("EnvPool: expected a game, got none. Try another.")
+
+    out = tmp_path / "above" / "run"
+    if there != "nothing":
+        (out / "tensorboard").mkdir(parents=True)
+        (out / "tensorboard" / "mine").touch()
+        (out / "notes").write_text("mine")
+    if there == "a file in the way":
+        (out / "checkpoints").touch()
+    before = sorted(tmp_path.rglob("*")), files(tmp_path)
+    monkeypatch.setattr(*(assembly, "loop") if failing == "loop" else (GraphLoop, failing), refuse)
+    assert run(out, *A2C) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert (sorted(tmp_path.rglob("*")), files(tmp_path)) == before
+
+
+def test_what_began_stays(tmp_path, recompiled_never, capsys):
+    def fail(number, _):
+        if number == 3:
+            raise ValueError("unplugged")
+
+    with calls(fail):
+        assert run(tmp_path / "run", *A2C) == 2
+    assert "unplugged" in capsys.readouterr().err
+    assert steps_of(tmp_path / "run") == [UPDATE, 2 * UPDATE]
+    assert resume(tmp_path / "run", *EACH) == 0
+
+
+def test_a_thread_trains_without_handlers(finished, tmp_path, recompiled_never):
+    """Signals are the main thread's business."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(run, tmp_path / "run", *A2C).result() == 0
+    assert steps_of(tmp_path / "run") == steps_of(finished)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("command", [train, evaluate, compare])
+def test_an_envpool_that_is_not_there_is_named(command, finished, tmp_path, monkeypatch, capsys):
+    look_up.cache_clear()
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    words = ["--game", "Catch-v0", "--steps", "50", "--out", str(tmp_path / "run")]
+    words += ["--algorithm", "a2c"] if command is train else []
+    assert command.main([str(finished)] if command is evaluate else words) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: EnvPool is not installed: pip install 'jaxsoft[train]'.")
+    assert [*tmp_path.iterdir()] == []
 
 
 def check_full(again, stopped, fill, repair, capsys):

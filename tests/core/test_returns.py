@@ -1,10 +1,11 @@
 """Multi-step backups against explicit double loops, their limits, and their hard counterparts."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rlax
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -248,8 +249,13 @@ def test_every_evaluation_of_the_recurrence_agrees(window: int) -> None:
 # τ → 0: the hard counterparts, as rlax has them.
 
 
+@pytest.fixture(scope="module")
+def rlax() -> Any:
+    return pytest.importorskip("rlax")
+
+
 @given(seeds, st.integers(1, T))
-def test_n_step_against_rlax(seed: int, n: int) -> None:
+def test_n_step_against_rlax(rlax: Any, seed: int, n: int) -> None:
     p = Path(seed, cuts=False)
     delta = jaxsoft.td_errors(p.v, p.r, p.discount, v_t=p.v_t, kl_tm1=0.0, tau=0.0)
     given = p.v + np.asarray(jaxsoft.n_step_advantages(delta, p.discount, n=n))
@@ -260,7 +266,7 @@ def test_n_step_against_rlax(seed: int, n: int) -> None:
 
 
 @given(seeds, st.floats(0, 1, width=32))
-def test_lambda_returns_against_rlax(seed: int, lambda_: float) -> None:
+def test_lambda_returns_against_rlax(rlax: Any, seed: int, lambda_: float) -> None:
     p = Path(seed, cuts=False)
     delta = jaxsoft.td_errors(p.v, p.r, p.discount, v_t=p.v_t, kl_tm1=0.0, tau=0.0)
     given = p.v + np.asarray(jaxsoft.lambda_advantages(delta, p.discount, lambda_=lambda_))
@@ -271,7 +277,7 @@ def test_lambda_returns_against_rlax(seed: int, lambda_: float) -> None:
 
 
 @given(seeds, st.floats(0, 1, width=32))
-def test_v_trace_against_rlax(seed: int, lambda_: float) -> None:
+def test_v_trace_against_rlax(rlax: Any, seed: int, lambda_: float) -> None:
     p = Path(seed, cuts=False)
     delta = jaxsoft.td_errors(p.v, p.r, p.discount, v_t=p.v_t, kl_tm1=0.0, tau=0.0)
     arrays = (jnp.asarray(x) for x in (p.v, p.v_t, p.r, p.discount, np.exp(p.log_rho)))
@@ -281,7 +287,7 @@ def test_v_trace_against_rlax(seed: int, lambda_: float) -> None:
 
 
 @given(seeds)
-def test_hard_q_learning_against_rlax(seed: int) -> None:
+def test_hard_q_learning_against_rlax(rlax: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     q, q_next = rng.normal(size=(2, T, 4))
     r, a = rng.normal(size=T), rng.integers(0, 4, size=T)
@@ -294,7 +300,7 @@ def test_hard_q_learning_against_rlax(seed: int) -> None:
 
 
 @given(seeds, st.floats(0, 1, width=32))
-def test_retrace_against_rlax(seed: int, lambda_: float) -> None:
+def test_retrace_against_rlax(rlax: Any, seed: int, lambda_: float) -> None:
     rng = np.random.default_rng(seed)
     q = rng.normal(size=(T + 1, 4))
     pi = rng.dirichlet(np.ones(4), size=T + 1)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import jax
 import pytest
-import rlax
 
 import jaxsoft
+
+rlax = pytest.importorskip("rlax")
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rlax.md").read_text()
 CODE = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))

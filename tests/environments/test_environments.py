@@ -416,3 +416,34 @@ def test_a_step_and_an_answer_keep_their_shape():
     assert np.all(step.first & step.cut & (step.discount == 1))
     for nothing in (step.weight, step.over, step.score, step.reward):
         assert not np.any(nothing)
+
+
+@pytest.mark.parametrize("version", [(0, 7, 2), (0, 9, 0)])
+def test_a_jax_that_is_too_old_for_envpool_is_named(version, monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", version)
+    monkeypatch.setattr(jax, "__version__", ".".join(map(str, version)))
+    with pytest.raises(ValueError, match=r"expected JAX 0\.9\.1 or newer for the handlers"):
+        EnvPool("Catch-v0", num_envs=1)
+    HostEnvPool("Catch-v0", num_envs=1)  # has none
+
+
+def test_handlers_that_do_not_fit_are_named(monkeypatch):
+    """Of releases to come: JAX says so in words of its own."""
+
+    def register(*_, **__):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: XLA FFI handler … is incompatible")
+
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", register)
+    message = rf"expected another JAX for the handlers of EnvPool \S+, got JAX {jax.__version__}\. "
+    with pytest.raises(ValueError, match=message + r"Bring both up to date.*--driver host"):
+        EnvPool("Catch-v0", num_envs=1)
+
+
+@pytest.mark.parametrize("pool", [EnvPool, HostEnvPool])
+def test_environments_without_a_seed_left_are_refused(pool):
+    refused = r"expected \(seed \+ 1\) \* num_envs up to 2_147_483_647.*got 65_535 and 32_768 env"
+    with pytest.raises(ValueError, match=refused):
+        pool("Catch-v0", num_envs=2**15, seeds=(0, 65_535))
+    # Where only a part is made, its seeds are those of the whole.
+    last = pool("Catch-v0", num_envs=2**15 - 1, seeds=(65_535,), part=(2**15 - 2, 2**15 - 1))
+    assert last.batch_shape == (1, 1)

@@ -499,3 +499,32 @@ def test_what_a_loop_is_made_of():
         GraphLoop(worlds.World(2), agent, length=0)
     with pytest.raises(ValueError, match="length"):
         HostLoop([one], agent, length=0)
+
+
+@pytest.mark.parametrize("failing", ["recv", "send", "_learn"])
+def test_after_an_error_in_the_middle_only_fresh_games_do(failing, monkeypatch):
+    """The emulators are ahead then of what the caller has."""
+    loop, agent = make("halves", "Catch-v0", linear_agent("Catch-v0")), linear_agent("Catch-v0")
+    actors, calls = loop.start(), iter(range(100))
+    owner: Any = loop if failing == "_learn" else HostEnvPool
+    original = getattr(owner, failing)
+
+    def fails(*args):
+        if next(calls) == 3:
+            raise RuntimeError("unplugged")
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, failing, fails)
+        with pytest.raises(RuntimeError, match="unplugged"):
+            loop.run(initial(agent, (3,)), actors, 4)
+    for go_on in (
+        lambda: loop.run(initial(agent, (3,)), actors, 1),
+        lambda: loop.collect(0, actors),
+    ):
+        with pytest.raises(ValueError, match=r"^HostLoop: .* middle of a rollout.*loop\.start\(\)"):
+            go_on()
+    fresh = loop.start()
+    # Not the answer to a step that was still on its way: every ball is in the first row.
+    assert (np.asarray(fresh.step.observation)[:, :, 0].sum(axis=-1) == 1).all()
+    assert loop.run(initial(agent, (3,)), fresh, 1)[0].updates == 1

@@ -141,15 +141,24 @@ def test_returns_are_the_last_known_and_losses_the_last(clock: Clock) -> None:
     assert lines[2].endswith("return 5.00 ± 1.41  KL –")
 
 
-def test_compilation_does_not_count_as_speed(clock: Clock) -> None:
-    console = Console(file=io.StringIO(), force_terminal=False)
-    with Progress("Pong", 10_000, start=1000, console=console, every=0) as shown:
-        for step, seconds in ((2000, 100), (3000, 10), (4000, 10)):
-            clock.now += seconds
+@pytest.mark.parametrize("terminal", [False, True])
+def test_compilation_is_in_no_estimate(clock: Clock, terminal: bool) -> None:
+    """Nothing is told of speed and of the time left before a second report."""
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal, color_system=None)
+    clocks = ["0:00:00 so far", "0:01:40 so far", "100 steps/s  0:01:10 left"]
+    clocks += ["100 steps/s  0:01:00 left"]
+    shown = Progress("Pong", 10_000, start=1000, console=console, every=0)
+    for step, seconds, expected in zip(
+        (1000, 2000, 3000, 4000), (0, 100, 10, 10), clocks, strict=True
+    ):
+        clock.now += seconds
+        if step > 1000:
             shown.update(step, [])
-    lines = printed(console).splitlines()
-    speeds = [groups(r"(\d+) steps/s  (\S+) left", line) for line in lines]
-    assert speeds == [("10", "0:13:20"), ("100", "0:01:10"), ("100", "0:01:00")]
+        fields = shown._fields()
+        assert "  ".join(fields[name] for name in ("rate", "clock") if name in fields) == expected
+        if terminal:
+            console.print(shown)
+        assert step == 1000 or expected in printed(console)
 
 
 def test_on_a_real_terminal() -> None:
