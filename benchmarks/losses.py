@@ -323,9 +323,7 @@ def peak() -> float:
     return 2048**3 / min(seconds)
 
 
-def through_network(
-    native: bool | None, frames: Array, rest: Arrays
-) -> tuple[Any, Callable[[], Any]]:
+def through_network(native: bool, frames: Array, rest: Arrays) -> tuple[Any, Callable[[], Any]]:
     """Parameters, and a call for the value and gradient of A2C's loss with fixed targets."""
     network = networks.ActorCritic(networks.NatureCNN(native=native), ACTIONS, 3)
     params = network.init(jax.random.key(0), frames[:1])
@@ -353,7 +351,7 @@ def network_rows(*, quick: bool, full: bool) -> list[dict[str, Any]]:
             "a": jnp.asarray(rng.integers(ACTIONS, size=batch), jnp.int32),
             "target": jnp.asarray(rng.normal(size=batch), jnp.float32),
         }
-        params, ours = through_network(None, frames, rest)
+        params, ours = through_network(False, frames, rest)
         calls = {"jaxsoft": ours}
         if jax.default_backend() == "cpu" and batch <= 2048:
             calls["jax, convolutions as they are"] = through_network(True, frames, rest)[1]

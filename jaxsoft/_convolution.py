@@ -163,7 +163,7 @@ def _over_batches(f: Callable[..., Array], *, in_turn: bool) -> Callable[..., Ar
     def over(a: Array, b: Array, **params: Any) -> Array:
         if a.ndim == 4:
             return f(a, b, **params)
-        one = functools.partial(over, **params)
+        one: Callable[..., Array] = functools.partial(over, **params)
         return lax.map(lambda pair: one(*pair), (a, b)) if in_turn else jax.vmap(one)(a, b)
 
     return over

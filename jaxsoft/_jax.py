@@ -28,6 +28,7 @@ __all__ = [
     "evaluate",
     "has_programs",
     "interpret",
+    "platform",
     "read",
     "run",
     "struct",
@@ -110,6 +111,15 @@ def struct(atom: Var | Literal, dtype: DTypeLike | None = None) -> jax.ShapeDtyp
 def has_programs(eqn: JaxprEqn) -> bool:
     """Whether an equation has got others inside, as loops, branches and calls have."""
     return any(hasattr(leaf, "eqns") for leaf in jax.tree.leaves(eqn.params))
+
+
+def platform(device: jax.Device | None = None) -> str:
+    """Of a device: "cpu", "gpu" or "tpu". By default the one that JAX computes on unless told."""
+    config: Any = jax.config
+    chosen: Any = config.jax_default_device if device is None else device
+    if chosen is None or isinstance(chosen, str):
+        chosen = jax.local_devices(backend=chosen)[0]
+    return str(chosen.platform)
 
 
 def bilinear(

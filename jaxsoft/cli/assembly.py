@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsoft import environments
+from jaxsoft import _jax, environments
 from jaxsoft.agents import networks
 from jaxsoft.agents.base import Agent
 from jaxsoft.agents.registry import Problem
@@ -53,25 +53,27 @@ def agent(config: Config) -> Agent:
     return config.entry.agent(config.settings, problem(config))
 
 
-def in_turn(config: Config) -> bool:
-    """Whether seeds had better learn one after the other."""
+def in_turn(config: Config, device: jax.Device | None = None) -> bool:
+    """Whether seeds had better learn one after the other on a device, or the default one."""
     if config.entry.seeds == "either":
         # Images keep all the cores of a CPU busy alone.
         images = len(look_up(config.game).observation.shape) == 3
-        return images and jax.default_backend() == "cpu"
+        return images and _jax.platform(device) == "cpu"
     return config.entry.seeds == "in turn"
 
 
-def loop(config: Config, *, driver: str = "auto", threads: int = 0) -> GraphLoop | HostLoop:
-    """The loop, stepping the emulators where the device can."""
+def loop(
+    config: Config, *, driver: str = "auto", threads: int = 0, device: jax.Device | None = None
+) -> GraphLoop | HostLoop:
+    """The loop, stepping the emulators where the device can; `None` is the default device."""
     if driver == "auto":
-        driver = "graph" if environments.runs_in_graph() else "host"
+        driver = "graph" if environments.runs_in_graph(device) else "host"
     num_envs = config.settings.num_envs
     shared: dict[str, Any] = {"num_envs": num_envs, "seeds": config.seeds}
     shared |= options(config) | {"num_threads": threads}
     how: dict[str, Any] = {
         "length": config.settings.rollout_length,
-        "in_turn": in_turn(config),
+        "in_turn": in_turn(config, device),
     }
     if driver == "graph":
         return GraphLoop(environments.EnvPool(config.game, **shared), agent(config), **how)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsoft import _checks
+from jaxsoft import _checks, _jax
 from jaxsoft.agents.base import TimeStep
 from jaxsoft.environments.autoreset import Answer, Memory, filled, interpret
 from jaxsoft.environments.base import Space
@@ -42,9 +42,9 @@ def last_seed(seeds: Sequence[int], num_envs: int) -> int:
     return (max(seeds) + 1) * num_envs - 1
 
 
-def runs_in_graph() -> bool:
-    """Whether EnvPool can be stepped inside the compiled program on the default device."""
-    return sys.platform == "linux" and jax.default_backend() in ("cpu", "gpu")
+def runs_in_graph(device: jax.Device | None = None) -> bool:
+    """Whether EnvPool can be stepped inside a program for a device, or the default one."""
+    return sys.platform == "linux" and _jax.platform(device) in ("cpu", "gpu")
 
 
 class About(NamedTuple):

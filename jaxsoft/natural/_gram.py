@@ -209,11 +209,11 @@ def _match(eqn: JaxprEqn, view: Var, size: int) -> _Use | None:
             free, start = _dot_axes(eqn)
             pairs = [(start[1 - side] + i, axis) for i, axis in enumerate(free[1 - side])]
         case "conv_general_dilated" | _convolution.NAME if (
-            side == 1
-            and params["batch_group_count"] == 1
-            and len(shape) == len(params["dimension_numbers"].out_spec)
+            side == 1 and params["batch_group_count"] == 1
         ):
             numbers = params["dimension_numbers"]
+            if len(shape) > len(numbers.out_spec):  # a loop over batches of both
+                raise _UnrecognisedError
             pairs = [(numbers.out_spec[0], numbers.lhs_spec[0])]
         case "broadcast_in_dim":
             old = dict(zip(params["broadcast_dimensions"], struct(view).shape, strict=True))

@@ -11,9 +11,8 @@ from jax import Array
 from jaxsoft import _checks
 from jaxsoft.agents.base import Agent, Rollout, TimeStep
 from jaxsoft.environments.base import Environment
-from jaxsoft.training import loop
+from jaxsoft.training import launch, loop
 from jaxsoft.training.collect import Finished, assemble, no_games, score
-from jaxsoft.training.launch import compiler_options
 from jaxsoft.training.loop import Actors, Report, TrainState
 
 __all__ = ["GraphLoop"]
@@ -40,11 +39,8 @@ class GraphLoop:
         self.length = _checks.count("GraphLoop", "length", length)
         self.batch_shape = environment.batch_shape
         # The number of updates is data: a shorter last call compiles nothing new.
-        options = compiler_options()
-        self._run = jax.jit(self._updates, donate_argnums=0, compiler_options=options)
-        self._collected = jax.jit(
-            lambda state, actors: self._collect(state, actors)[:2], compiler_options=options
-        )
+        self._run = launch.jit(self._updates, donate_argnums=0)
+        self._collected = launch.jit(lambda state, actors: self._collect(state, actors)[:2])
 
     @property
     def steps_per_update(self) -> int:

@@ -15,9 +15,8 @@ from jaxsoft import _checks
 from jaxsoft.agents.base import Agent, Rollout, TimeStep
 from jaxsoft.environments.autoreset import interpret
 from jaxsoft.environments.envpool import HostEnvPool
-from jaxsoft.training import loop
+from jaxsoft.training import launch, loop
 from jaxsoft.training.collect import Finished, Games, assemble, no_games, score
-from jaxsoft.training.launch import compiler_options
 from jaxsoft.training.loop import Actors, Report, TrainState
 
 __all__ = ["HostLoop"]
@@ -59,14 +58,11 @@ class HostLoop:
         self._parts = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         self._keys = jax.jit(lambda key: loop.keys_of_steps(key, self.length))
         self._unfinished = False
-        options = compiler_options()
-        self._act = jax.jit(self._act_for, static_argnames="part", compiler_options=options)
+        self._act = launch.jit(self._act_for, static_argnames="part")
         self._interpret = jax.jit(interpret)
         self._assemble = jax.jit(self._assembled)
-        self._learn = jax.jit(
-            lambda state, rollout: loop.learn(agent, state, rollout, in_turn),
-            donate_argnums=0,
-            compiler_options=options,
+        self._learn = launch.jit(
+            lambda state, rollout: loop.learn(agent, state, rollout, in_turn), donate_argnums=0
         )
 
     @property
