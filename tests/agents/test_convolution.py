@@ -1,5 +1,6 @@
 """The channels-last convolution against XLA's own, through every transformation, in float64."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -21,13 +22,14 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
-def xla(x, w):
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=numbers)
+def xla(x, w, stride=1):
+    numbers, strides = ("NHWC", "HWIO", "NHWC"), (stride, stride)
+    return jax.lax.conv_general_dilated(x, w, strides, "VALID", dimension_numbers=numbers)
 
 
-def assert_same(f, *args):
-    for actual, expected in zip(f(convolve), f(xla), strict=True):
+def assert_same(f, *args, stride=1):
+    forms = (functools.partial(form, stride=stride) for form in (convolve, xla))
+    for actual, expected in zip(*map(f, forms), strict=True):
         assert_trees_close(actual(*args), expected(*args))
 
 
@@ -47,9 +49,10 @@ def test_it_is_a_convolution():
     )
 
 
-def test_derivatives_of_any_order_and_mode():
-    x, w = normal(0, *X), normal(1, *W)
-    check_grads(convolve, (x, w), order=3)
+@pytest.mark.parametrize(("stride", "kernel"), [(1, (2, 3)), (2, (2, 4))])
+def test_derivatives_of_any_order_and_mode(stride, kernel):
+    x, w = normal(0, *X), normal(1, *kernel, *W[2:])
+    check_grads(functools.partial(convolve, stride=stride), (x, w), order=3)
 
     def derivatives(f):
         g = weighted(f)
@@ -58,7 +61,7 @@ def test_derivatives_of_any_order_and_mode():
         yield lambda x, w: jax.grad(lambda x: jnp.sum(jax.grad(g, 1)(x, w) ** 2))(x)
         yield lambda x, w: jax.linearize(f, x, w)[1](x + 1, w)
 
-    assert_same(derivatives, x, w)
+    assert_same(derivatives, x, w, stride=stride)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,25 @@ def test_batches(axes):
         yield jax.vmap(f, axes)
         yield jax.vmap(jax.grad(weighted(f), (0, 1)), axes)
         yield jax.grad(weighted(jax.vmap(f, axes)), (0, 1))
+
+    assert_same(batched, x, w)
+
+
+@pytest.mark.parametrize("inner", [(0, 0), (1, None), (None, 1)])
+@pytest.mark.parametrize("outer", [(0, 0), (1, None), (None, 0)])
+def test_batches_of_batches(inner, outer):
+    """Some with one of both operands, and one of one of them: a kernel's samples for every seed."""
+    x, w = normal(0, *X), normal(1, *W)
+    for axes in (inner, outer):
+        size = 7 if axes is inner else 2
+        x, w = (
+            y if axis is None else jnp.stack([y * (i + 1) for i in range(size)], axis)
+            for y, axis in zip((x, w), axes, strict=True)
+        )
+
+    def batched(f):
+        yield jax.vmap(jax.vmap(f, inner), outer)
+        yield jax.vmap(jax.vmap(jax.grad(weighted(f), (0, 1)), inner), outer)
 
     assert_same(batched, x, w)
 

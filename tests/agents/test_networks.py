@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jax import export
 
 from jaxsoft.agents import networks
 from jaxsoft.agents.networks import MLP, ActorCritic, Conv, NatureCNN, QNetwork, torso_for
 from jaxsoft.natural._gram import structured_gram
+from tests.support import platforms
 
 A = 5
 ROOT_2 = np.sqrt(2)
@@ -131,18 +133,56 @@ def test_half_precision_convolution():
         np.testing.assert_allclose(y.astype(float), expected, rtol=0, atol=0.02 * size)
 
 
-def has_convolution(module, params, x):
-    return "conv_general_dilated" in str(jax.make_jaxpr(module.apply)(params, x))
+def every_derivative(module, batched):
+    """Of a kernel and of images, once more of the gradients, and for many at once."""
+
+    def loss(params, x):
+        return jnp.sum(jnp.sin(module.apply(params, x)))
+
+    def twice(params, x):
+        gradient = jax.grad(loss, (0, 1))
+        return gradient(params, x), jax.jvp(gradient, (params, x), (params, x))
+
+    return jax.vmap(twice, batched) if batched else twice
 
 
-def test_the_device_chooses_the_form(monkeypatch):
-    x = normal(0, 1, 8, 8, 2)
-    params = random_params(Conv(3, 4, 2), x)
-    for backend, expected in (("cpu", False), ("gpu", True), ("tpu", True)):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        assert has_convolution(Conv(3, 4, 2), params, x) == expected
-        assert not has_convolution(Conv(3, 4, 2, native=False), params, x)
-        assert has_convolution(Conv(3, 4, 2, native=True), params, x)
+@pytest.mark.parametrize("batched", [None, (0, None), (None, 0), (0, 0)])
+def test_the_platform_that_is_compiled_for_has_its_form(batched):
+    x = normal(0, 2, 9, 10, 2)  # of which stride 2 leaves a row
+    params = random_params(Conv(3, 4, 2, jnp.float64), x)
+    if batched:
+        params, x = (
+            jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), tree) if axis == 0 else tree
+            for tree, axis in zip((params, x), batched, strict=True)
+        )
+    ours, native = (
+        platforms.lowered(
+            every_derivative(Conv(3, 4, 2, jnp.float64, native), batched),
+            params,
+            x,
+            platforms=("cpu", "cuda", "rocm", "tpu"),
+        )
+        for native in (False, True)
+    )
+    for platform in ("cuda", "rocm", "tpu"):
+        found = platforms.convolutions(ours[platform])
+        assert len(found) > 4
+        assert found == platforms.convolutions(native[platform])
+        assert "stablehlo.while" not in ours[platform]
+    plain = "dim_numbers = [b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f], window = {}"
+    assert all(x.startswith(plain) for x in platforms.convolutions(ours["cpu"]))
+
+
+def test_a_checkpoint_moves_between_platforms():
+    """One tree of parameters, whatever is compiled for."""
+    network = ActorCritic(NatureCNN(), A, 3)
+    x = jax.ShapeDtypeStruct((2, *SMALL), np.uint8)
+    params = jax.eval_shape(network.init, jax.random.key(0), x)
+    shapes = {
+        platform: export.export(jax.jit(network.apply), platforms=[platform])(params, x).in_avals
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert shapes["cpu"] == shapes["cuda"] == shapes["tpu"]
 
 
 # ---- Nature network ------------------------------------------------------------------------------
@@ -389,7 +429,7 @@ def test_torso_for():
     ):
         assert torso_for(shape, dtype, **settings) == mlp
     assert torso_for((4,), np.float32) == MLP((64, 64), jnp.float32)
-    assert torso_for((4, 84, 84), np.uint8) == NatureCNN(jnp.float32, None)
+    assert torso_for((4, 84, 84), np.uint8) == NatureCNN(jnp.float32, False)
 
 
 def initialise(module, x):

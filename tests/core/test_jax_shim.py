@@ -3,6 +3,8 @@
 import ast
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from jax.test_util import check_grads
 
 import jaxsoft
 from jaxsoft import _jax
+from tests.support.platforms import lowered
 
 PACKAGE = Path(jaxsoft.__file__).parent
 INSIDE = ("jax._src", "jax.core", "jax.extend", "jax.interpreters")
@@ -204,7 +207,8 @@ def batched(operands: tuple, axes: tuple, **options: float) -> tuple[jax.Array, 
 bind: Callable[..., jax.Array] = _jax.bilinear(
     "scaled_product",
     scaled,
-    shape=lambda x, y: (x[0], y[1]),
+    on_cpu=lambda x, y, *, scale: scale * jnp.einsum("ij,kj->ik", x, y.T),
+    shape=lambda x, y, **_: (x[0], y[1]),
     transposes=(
         lambda z, x, y, **options: bind(z, y.T, **options),
         lambda z, x, y, **options: bind(x.T, z, **options),
@@ -229,3 +233,32 @@ def test_a_primitive() -> None:
     assert f(x.astype(jnp.float32), y.astype(jnp.float32)).dtype == jnp.float32
     batches = jax.vmap(f, (0, None))(jnp.stack([x, -x]), y)
     np.testing.assert_allclose(batches, 2 * np.stack([x @ y, -x @ y]))
+
+
+def test_a_primitive_has_a_form_for_the_cpu() -> None:
+    def products(*given: str) -> list[str]:
+        x = jnp.ones((2, 3)), jnp.ones((3, 4))
+        texts = lowered(lambda x, y: bind(x, y, scale=2.0), *x, platforms=given)
+        return ["transpose" if "stablehlo.transpose" in x else "plain" for x in texts.values()]
+
+    assert products("cpu", "cuda", "rocm", "tpu") == ["transpose", "plain", "plain", "plain"]
+
+
+# ---- Devices -------------------------------------------------------------------------------------
+
+
+def test_the_platform_is_that_of_the_device_that_jax_computes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device: Any = SimpleNamespace(platform="tpu")
+    assert _jax.platform(device) == "tpu"
+    assert _jax.platform() == _jax.platform(jax.devices()[0]) == "cpu"
+    for way in (jax.devices("cpu")[0], "cpu"):
+        with jax.default_device(way), monkeypatch.context() as patch:
+            # Of the process; what is told comes first.
+            patch.setattr(
+                jax,
+                "local_devices",
+                lambda backend=None: [SimpleNamespace(platform=backend or "tpu")],
+            )
+            assert _jax.platform() == "cpu"

@@ -1,7 +1,9 @@
 """EnvPool as understood by the library against EnvPool itself, driven by hand."""
 
 import functools
+import sys
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import envpool
@@ -12,7 +14,7 @@ import pytest
 from envpool.registration import registry
 
 from jaxsoft.agents.base import TimeStep
-from jaxsoft.environments import About, EnvPool, HostEnvPool, Space, about
+from jaxsoft.environments import About, EnvPool, HostEnvPool, Space, about, runs_in_graph
 from jaxsoft.environments.autoreset import interpret
 from tests.support.steps import ends
 
@@ -404,6 +406,15 @@ def test_every_game_is_described_or_refused(monkeypatch):
     # Of Atari games, which take longest to look up and are all alike, a few.
     atari = [game for game in games if "atari" in registry.specs[game][0]]
     assert len(check_every(sorted({*games} - {*atari} | {*atari[::12]}), monkeypatch)) > 50
+
+
+def test_the_device_of_the_loop_decides_whether_games_run_in_it(monkeypatch):
+    cpu, gpu, tpu = (SimpleNamespace(platform=x) for x in ("cpu", "gpu", "tpu"))
+    linux = sys.platform == "linux"
+    assert [runs_in_graph(x) for x in (cpu, gpu, tpu)] == [linux, linux, False]
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # which is of the process
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert runs_in_graph() == linux
 
 
 def test_a_step_and_an_answer_keep_their_shape():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxsoft._convolution import convolve
 from jaxsoft.natural._gram import jacobian_gram, structured_gram
 
 N, OBS, ACTIONS = 6, 5, 4
@@ -268,8 +269,13 @@ UNRECOGNISED = {
     "parameter_per_sample": (taken, normal(N, ACTIONS)),
     "sample_axis_lost": (lambda p: (normal(N + 1, OBS) @ p["w"])[:N, 0], SQUARE),
     "constant": (lambda p: X[:, 0] + 0 * lax.stop_gradient(p["w"][0, 0]), SQUARE),
+    "convolutions_of_an_ensemble": (
+        lambda p: taken(jax.vmap(convolve)(FRAMES[None], p[None]).sum((0, 2, 3))),
+        normal(2, 2, 3, ACTIONS),
+    ),
     "shuffled_axes": (lambda p: (normal(2, N, N, OBS) @ p["w"]).sum((0, 2, 3)), SQUARE),
 }
+WITHOUT_SAMPLES = ("sample_axis_lost", "constant")
 
 
 @pytest.mark.parametrize("name", UNRECOGNISED)
@@ -278,7 +284,7 @@ def test_unrecognised_structure(name):
     assert structured_gram(jax.linearize(f, params)[1], params) is None
 
 
-@pytest.mark.parametrize("name", ["scan", "cond", "parameter_per_sample", "shuffled_axes"])
+@pytest.mark.parametrize("name", [x for x in UNRECOGNISED if x not in WITHOUT_SAMPLES])
 def test_jacobian_gram_of_unrecognised_structure(name):
     f, params = UNRECOGNISED[name]
     gram = jacobian_gram(jax.linearize(f, params)[1], params)

@@ -1,0 +1,82 @@
+"""Every public function is lowered for the platforms that are not there, in their own form."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsoft
+from jaxsoft import _recurrence
+from tests.core.test_invariance import CASES, HYPER, make_inputs
+from tests.support import calls, platforms
+from tests.support.platforms import ELSEWHERE, lowered, operations
+
+PLATFORMS = ("cpu", *ELSEWHERE)
+
+
+def assert_lowers(f, *args):
+    with jax.enable_x64(False):
+        for platform, text in lowered(f, *args, platforms=ELSEWHERE).items():
+            platforms.assert_for(platform, text)
+
+
+@pytest.mark.parametrize("name", [x for x in calls.FUNCTIONS if x != "scale_by_fisher"])
+def test_every_function(name: str) -> None:
+    arrays = float | dict | np.ndarray | jax.Array
+    given = {key: x for key, x in calls.arguments(name).items() if isinstance(x, arrays)}
+    assert_lowers(lambda x: calls.call(name, **x), given)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_function_with_its_gradients(name: str) -> None:
+    """In batches, as `test_invariance` calls it."""
+    x = jax.eval_shape(lambda: make_inputs((2,), jnp.dtype(jnp.float32)))
+    hyper = {key: np.float32(value) for key, value in HYPER.items()}
+    floats = {key: y for key, y in x.items() if jnp.issubdtype(y.dtype, jnp.floating)}
+
+    def f(floats: Any, rest: Any, hyper: Any) -> Any:
+        return jax.value_and_grad(lambda y: jnp.sum(CASES[name](rest | y, hyper)))(floats)
+
+    assert_lowers(f, floats, {key: y for key, y in x.items() if key not in floats}, hyper)
+
+
+@pytest.mark.parametrize("solver", ["cg", "gram"])
+def test_preconditioning(solver: str) -> None:
+    fisher = jaxsoft.scale_by_fisher(solver=solver)
+
+    def f(params: Any) -> Any:
+        return fisher.update(params, fisher.init(params), params, log_prob_fn=calls.log_probs)
+
+    assert_lowers(f, {"w": np.ones((4, calls.A), np.float32)})
+
+
+def test_each_platform_solves_by_a_library_of_its_own() -> None:
+    def f(params: Any, advantage: Any) -> Any:
+        return jaxsoft.natural_gradient(calls.log_probs, params, advantage, solver="gram")
+
+    with jax.enable_x64(False):
+        params = {"w": np.ones((4, calls.A), np.float32)}
+        texts = lowered(f, params, np.ones(calls.N, np.float32), platforms=PLATFORMS)
+    found = {platform: platforms.calls(text) for platform, text in texts.items()}
+    assert found == {
+        "cpu": {"lapack_spotrf_ffi", "lapack_ssyevd_ffi", "lapack_strsm_ffi"},
+        "cuda": {"cusolver_potrf_ffi", "cusolver_syevd_ffi"},
+        "tpu": {"Eigh"},  # Cholesky's factorisation is an operation there
+    }
+
+
+def test_the_platform_has_its_recurrence() -> None:
+    """Alone: the others are not in the program, and what is chosen by is a constant."""
+    x = jax.ShapeDtypeStruct((5, 3), jnp.float32)
+    scan, associative = _recurrence.by_scan, _recurrence.by_associative_scan
+    forms = {"cpu": scan, "cuda": associative, "tpu": associative}
+    for platform, text in lowered(_recurrence.suffix_sums, x, x, platforms=PLATFORMS).items():
+        [alone] = lowered(forms[platform], x, x, platforms=(platform,)).values()
+        found, expected = operations(text), operations(alone)
+        for choosing in ("case", "constant", "return"):
+            found.pop(choosing, None)
+            expected.pop(choosing, None)
+        assert found == expected
+        platforms.assert_for(platform, text)
