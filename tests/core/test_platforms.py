@@ -59,12 +59,9 @@ def test_each_platform_solves_by_a_library_of_its_own() -> None:
     with jax.enable_x64(False):
         params = {"w": np.ones((4, calls.A), np.float32)}
         texts = lowered(f, params, np.ones(calls.N, np.float32), platforms=PLATFORMS)
-    found = {platform: platforms.calls(text) for platform, text in texts.items()}
-    assert found == {
-        "cpu": {"lapack_spotrf_ffi", "lapack_ssyevd_ffi", "lapack_strsm_ffi"},
-        "cuda": {"cusolver_potrf_ffi", "cusolver_syevd_ffi"},
-        "tpu": {"Eigh"},  # Cholesky's factorisation is an operation there
-    }
+    found = {x: {name.split("_")[0] for name in platforms.calls(y)} for x, y in texts.items()}
+    # Where it is not a call, Cholesky's factorisation is an operation.
+    assert found == {"cpu": {"lapack"}, "cuda": {"cusolver"}, "tpu": {"Eigh"}}
 
 
 def test_the_platform_has_its_recurrence() -> None:
