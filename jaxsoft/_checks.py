@@ -141,15 +141,17 @@ def scalar(function: str, name: str, x: object, *, positive: str = "") -> Array:
     return array
 
 
-def per_step(function: str, name: str, x: object, step_name: str, shape: tuple[int, ...]) -> Array:
-    """What must have the very shape of `step_name`, since it is averaged over it."""
+def same_shape(
+    function: str, name: str, x: object, other: str, shape: tuple[int, ...], fix: str = ""
+) -> Array:
+    """`x` as an array of the very shape of `other`, where broadcasting would be a mistake."""
     array = real(function, name, x)
     if array.shape != shape:
         raise fail(
             function,
             f"{list(array.shape)} and {list(shape)}",
-            f"{name} and {step_name} to have the same shape",
-            f"Broadcast it explicitly: jnp.broadcast_to(x, {step_name}.shape).",
+            f"{name} and {other} to have the same shape",
+            fix or f"Broadcast it explicitly, if that is meant: jnp.broadcast_to({name}, …).",
         )
     return array
 
@@ -180,8 +182,10 @@ def _is_number(x: object) -> TypeGuard[float]:
 
 def _said(x: object) -> str:
     match x:
-        case None | str() | int():
+        case None | str():
             return repr(x)
+        case int():
+            return repr(x) if _is_number(x) else "an integer that is too large"
         case list() | tuple():
             return f"a {type(x).__name__} that is no array of numbers"
         case _ if hasattr(x, "dtype"):
@@ -260,17 +264,19 @@ def action_values(function: str, name: str, x: Array, *, time: bool = True) -> N
         )
 
 
-def states(function: str, name: str, x: ArrayLike, step_name: str, step: ArrayLike) -> Array:
-    """Values at the T + 1 states of a rollout of T transitions, of which `step` is an array."""
+def states(function: str, name: str, x: ArrayLike, **steps: ArrayLike) -> Array:
+    """Values at the T + 1 states of a rollout of T transitions, of which `steps` are arrays."""
     array = floating(function, name, x)
-    steps = real(function, step_name, step).shape[:1]
-    if not steps or array.ndim == 0 or array.shape[0] != steps[0] + 1:
-        raise fail(
-            function,
-            f"{list(array.shape)} and {list(jnp.shape(step))}",
-            f"{name} to have one more entry along time than {step_name}",
-            "Evaluate the network at all T + 1 states: those of the T actions and the one after.",
-        )
+    for step_name, step in steps.items():
+        shape = real(function, step_name, step).shape
+        if not shape or array.ndim == 0 or array.shape[0] != shape[0] + 1:
+            raise fail(
+                function,
+                f"{list(array.shape)} and {list(shape)}",
+                f"{name} to have one more entry along time than {step_name}",
+                "Evaluate the network at all T + 1 states: those of the T actions and the one "
+                "after.",
+            )
     return array
 
 

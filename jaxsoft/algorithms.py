@@ -70,21 +70,20 @@ def n_step_soft_q(
       Losses [T, ...].
     """
     name = "n_step_soft_q"
-    q = _checks.states(name, "q", q, "a_tm1", a_tm1)
-    _checks.states(name, "q", q, "r_t", r_t)
-    q_a = _common.take(name, "q[:-1]", q[:-1], a_tm1)
+    q = _checks.states(name, "q", q, a_tm1=a_tm1, r_t=r_t)
+    a_tm1 = _checks.actions(name, "a_tm1", a_tm1, "q[:-1]", q[:-1])
+    _checks.scalar(name, "tau", tau)
     _checks.arguments(
         name, log_prior=log_prior, a_tm1=a_tm1, r_t=r_t, discount_t=discount_t, n=n, cut_t=cut_t
     )
-    _checks.scalar(name, "tau", tau)
     held, what = (q, "q") if target_q is None else (target_q, "target_q")
-    held = _common.fixed(name, what, held)
-    boltzmann.same_shape(name, what, held, "q", q)
+    held = jax.lax.stop_gradient(_checks.floating(name, what, held))
+    _checks.same_shape(name, what, held, "q", q.shape)
     v, kl = boltzmann.value_and_kl(name, what, held, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(
         v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    return _common.half_square(name, q_a=q_a, target_t=_common.fixed(name, "target_t", target_t))
+    return losses.soft_q_loss(q[:-1], a_tm1, target_t)
 
 
 def actor_critic(
@@ -122,9 +121,8 @@ def actor_critic(
 
     Correction: (79), (80) lack the bootstrap γⁿV(s_{t+n}).
     """
-    name = "actor_critic"
     at = _states(
-        name,
+        "actor_critic",
         v,
         log_pi,
         a_tm1,
@@ -136,19 +134,7 @@ def actor_critic(
         value_coef=value_coef,
         cut_t=cut_t,
     )
-    target_t = returns.n_step_soft_q_targets(
-        at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
-    )
-    return actor_critic_loss(
-        name,
-        at.v[:-1],
-        at.log_pi_a,
-        target_t=target_t,
-        target_kl_tm1=at.kl_tm1,
-        kl_tm1=at.kl_tm1,
-        tau=tau,
-        value_coef=value_coef,
-    )
+    return at.actor_critic(at.kl_tm1)
 
 
 def naive_actor_critic(
@@ -171,9 +157,8 @@ def naive_actor_critic(
     Its gradient differs from the proper one by τE[∇log π Σ_{0<d<n} γ^d KL_{t+d}]; at n = 1 not at
     all. Arguments and result are those of `actor_critic`.
     """
-    name = "naive_actor_critic"
     at = _states(
-        name,
+        "naive_actor_critic",
         v,
         log_pi,
         a_tm1,
@@ -185,19 +170,7 @@ def naive_actor_critic(
         value_coef=value_coef,
         cut_t=cut_t,
     )
-    target_t = returns.n_step_soft_q_targets(
-        at.v, 0.0, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
-    )
-    return actor_critic_loss(
-        name,
-        at.v[:-1],
-        at.log_pi_a,
-        target_t=target_t,
-        target_kl_tm1=0.0,
-        kl_tm1=at.kl_tm1,
-        tau=tau,
-        value_coef=value_coef,
-    )
+    return at.actor_critic(0.0)
 
 
 def tied_soft_q(
@@ -220,9 +193,8 @@ def tied_soft_q(
     Its expected gradient over a_t ∼ π is that of `actor_critic`: one line of the two differs, the
     loss. Arguments and result are those of `actor_critic`.
     """
-    name = "tied_soft_q"
     at = _states(
-        name,
+        "tied_soft_q",
         v,
         log_pi,
         a_tm1,
@@ -234,14 +206,11 @@ def tied_soft_q(
         value_coef=value_coef,
         cut_t=cut_t,
     )
-    target_t = returns.n_step_soft_q_targets(
-        at.v, at.kl_tm1, r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
-    )
     return losses.tied_soft_q_loss(
         at.v[:-1],
         at.log_pi[:-1],
         a_tm1,
-        target_t=target_t,
+        target_t=at.target(at.kl_tm1),
         tau=tau,
         value_coef=value_coef,
         log_prior=at.log_prior,
@@ -296,8 +265,7 @@ def damped_natural_q(
     solve.check(name, damping, solver)
     tau = _checks.scalar(name, "tau", tau, positive="At tau = 0 no policy gradient exists.")
     epsilon = _checks.scalar(name, "epsilon", epsilon)
-    q = _checks.states(name, "q_fn(params)", q_fn(params), "a_tm1", a_tm1)
-    _checks.states(name, "q_fn(params)", q, "r_t", r_t)
+    q = _checks.states(name, "q_fn(params)", q_fn(params), a_tm1=a_tm1, r_t=r_t)
     q_a = _common.take(name, "q_fn(params)[:-1]", q[:-1], a_tm1)
     _checks.arguments(
         name,
@@ -310,7 +278,7 @@ def damped_natural_q(
         weight=weight,
     )
     if weight is not None:
-        _checks.per_step(name, "weight", weight, "a_tm1", q_a.shape)
+        _checks.same_shape(name, "weight", weight, "a_tm1", q_a.shape)
     v, kl = boltzmann.value_and_kl(name, "q_fn(params)", q, tau, log_prior)
     target_t = returns.n_step_soft_q_targets(
         v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
@@ -335,13 +303,33 @@ def _starts(kl: ArrayLike) -> ArrayLike:
 
 
 class _States(NamedTuple):
-    """What an actor-critic says at the T + 1 states; what belongs to the T actions taken."""
+    """What an actor-critic says at the T + 1 states, and the transitions between them."""
 
+    function: str
     v: Array
     log_pi: Array
-    log_pi_a: Array
+    a_tm1: Array
     kl_tm1: Array
     log_prior: ArrayLike | None
+    transitions: dict[str, Any]
+    value_coef: ArrayLike
+
+    def target(self, kl_tm1: ArrayLike) -> Array:
+        """n-step soft Q targets, with this KL in the return."""
+        return returns.n_step_soft_q_targets(self.v, kl_tm1, **self.transitions)
+
+    def actor_critic(self, kl_tm1: ArrayLike) -> Array:
+        """Policy gradient and value loss, with this KL in the return."""
+        return actor_critic_loss(
+            self.function,
+            self.v[:-1],
+            _common.take(self.function, "log_pi[:-1]", self.log_pi[:-1], self.a_tm1),
+            target_t=self.target(kl_tm1),
+            target_kl_tm1=kl_tm1,
+            kl_tm1=self.kl_tm1,
+            tau=self.transitions["tau"],
+            value_coef=self.value_coef,
+        )
 
 
 def _states(
@@ -350,18 +338,19 @@ def _states(
     log_pi: ArrayLike,
     a_tm1: ArrayLike,
     log_prior: ArrayLike | None,
+    *,
+    value_coef: ArrayLike,
     **transitions: Any,
 ) -> _States:
-    v = _checks.states(function, "v", v, "a_tm1", a_tm1)
-    _checks.states(function, "v", v, "r_t", transitions["r_t"])
-    log_pi = _checks.states(function, "log_pi", log_pi, "a_tm1", a_tm1)
-    log_pi_a = _common.take(function, "log_pi[:-1]", log_pi[:-1], a_tm1)
-    starts = {"v[:-1]": v[:-1]}
-    _checks.arguments(function, log_prior=log_prior, a_tm1=a_tm1, **starts, **transitions)
+    v = _checks.states(function, "v", v, a_tm1=a_tm1, r_t=transitions["r_t"])
+    log_pi = _checks.states(function, "log_pi", log_pi, a_tm1=a_tm1)
+    a_tm1 = _checks.actions(function, "a_tm1", a_tm1, "log_pi[:-1]", log_pi[:-1])
     _checks.scalar(function, "tau", transitions["tau"])
+    others = {"v[:-1]": v[:-1], "value_coef": value_coef}
+    _checks.arguments(function, log_prior=log_prior, a_tm1=a_tm1, **others, **transitions)
     if log_prior is not None and jnp.ndim(log_prior) == log_pi.ndim:
         prior = jnp.asarray(log_prior)
         log_prior = prior if prior.shape[0] == 1 else prior[:-1]
     # Of the starts alone: a policy is not even computed at the last state.
     kl_tm1 = boltzmann.kl(function, "log_pi[:-1]", log_pi[:-1], log_prior)
-    return _States(v, log_pi, log_pi_a, kl_tm1, log_prior)
+    return _States(function, v, log_pi, a_tm1, kl_tm1, log_prior, transitions, value_coef)

@@ -138,7 +138,7 @@ def policy_value(
     """
     (q, tau, _), dtype = _enter("policy_value", q, tau, log_prior)
     log_pi = _checks.floating("policy_value", "log_pi", log_pi)
-    same_shape("policy_value", "log_pi", log_pi, "q", q)
+    _checks.same_shape("policy_value", "log_pi", log_pi, "q", q.shape)
     pi = jnp.exp(log_pi.astype(q.dtype))
     expected_q = jnp.sum(pi * jnp.where(pi != 0, q, 0), axis=-1, keepdims=True)
     divergence = kl("policy_value", "log_pi", log_pi.astype(q.dtype), log_prior)[..., None]
@@ -307,16 +307,6 @@ def pair(
         jnp.broadcast_to(prior, (*prior.shape[:-1], actions)),
         dtype,
     )
-
-
-def same_shape(function: str, name: str, x: Array, other: str, y: Array) -> None:
-    if x.shape != y.shape:
-        raise _checks.fail(
-            function,
-            f"{list(x.shape)} and {list(y.shape)}",
-            f"{name} and {other} to have the same shape",
-            "Both are [..., A], for the same states and actions.",
-        )
 
 
 class _Boltzmann(NamedTuple):

@@ -176,7 +176,6 @@ def check_equivalence(
     if not callable(log_prior):
         _checks.arguments(name, log_prior=log_prior)
     tau = _checks.scalar(name, "tau", tau, positive="At tau = 0 no policy gradient exists.")
-    a_tm1 = _checks.real(name, "a_tm1", a_tm1)
 
     def heads(p: Params) -> _Heads:
         prior = log_prior(p) if callable(log_prior) else log_prior
@@ -196,13 +195,12 @@ def check_equivalence(
                     "q, or (v, log_pi)",
                     "Wrap the network: lambda params, observations: (v, log_pi).",
                 )
-        _checks.states(name, "network_fn(params, observations)", log_pi, "a_tm1", a_tm1)
+        _checks.states(name, "network_fn(params, observations)", log_pi, a_tm1=a_tm1, r_t=r_t)
         prior = _checks.floating(name, "log_prior", boltzmann.log_prior_of(prior, log_pi.shape[-1]))
         prior = jnp.broadcast_to(prior, log_pi.shape)
         return _Heads(v, log_pi, q, boltzmann.kl_to_prior(log_pi, prior), prior)
 
     now = jax.lax.stop_gradient(heads(params))
-    _checks.states(name, "network_fn(params, observations)", now.log_pi, "r_t", r_t)
     a_tm1 = _checks.actions(
         name, "a_tm1", a_tm1, "network_fn(params, observations)[:-1]", now.log_pi[:-1]
     )
@@ -211,7 +209,8 @@ def check_equivalence(
     )
 
     def per_step(what: str, x: ArrayLike) -> Array:
-        return _checks.per_step(name, what, _checks.floating(name, what, x), "a_tm1", a_tm1.shape)
+        array = _checks.floating(name, what, x)
+        return _checks.same_shape(name, what, array, "a_tm1", a_tm1.shape)
 
     def moving(what: str, x: Moving) -> Callable[[Params], Array]:
         """As a function of the parameters; an array is one that does not depend on them."""
@@ -230,7 +229,8 @@ def check_equivalence(
     error_of = _half_square if error_loss is None else error_loss
     share = jnp.ones(a_tm1.shape, now.q.dtype)
     if weight is not None:
-        share = _checks.per_step(name, "weight", weight, "a_tm1", a_tm1.shape).astype(now.q.dtype)
+        share = _checks.same_shape(name, "weight", weight, "a_tm1", a_tm1.shape)
+        share = share.astype(now.q.dtype)
     if weight is not None and _checks.concrete(weight) and not np.any(np.asarray(weight)):
         raise _checks.fail(
             name, "0 everywhere", "weight above 0 at some step", "Check which steps count."

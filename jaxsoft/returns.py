@@ -198,7 +198,7 @@ def n_step_soft_q_targets(
       [T, ...].
     """
     name = "n_step_soft_q_targets"
-    v = _checks.states(name, "v", v, "r_t", r_t)
+    v = _checks.states(name, "v", v, r_t=r_t)
     starts = {"v[:-1]": v[:-1]}
     _checks.arguments(
         name, r_t=r_t, kl_tm1=kl_tm1, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t, **starts
@@ -368,16 +368,15 @@ def v_trace(
     Reference: Espeholt et al. (2018), *IMPALA*, (1); the soft form replaces r by r − τKL.
     """
     name = "v_trace"
-    clips = [
-        _checks.scalar(name, clip, x) for clip, x in (("clip_rho", clip_rho), ("clip_c", clip_c))
-    ]
+    most_rho = _checks.scalar(name, "clip_rho", clip_rho)
+    most_c = _checks.scalar(name, "clip_c", clip_c)
     args = _checks.sequences(
         name, delta_t=delta_t, discount_t=discount_t, log_rho_tm1=log_rho_tm1, lambda_=lambda_
     )
     delta, discount, log_rho, decay = args.arrays
     ratio = jnp.exp(log_rho)
-    rho, clipped = (jnp.minimum(ratio, clip.astype(ratio.dtype)) for clip in clips)
-    trace = decay * clipped
+    rho = jnp.minimum(ratio, most_rho.astype(ratio.dtype))
+    trace = decay * jnp.minimum(ratio, most_c.astype(ratio.dtype))
     errors = _advantages(name, args._replace(arrays=(rho * delta, discount * trace)), cut_t)
     continuing = _continuation(name, args, discount, cut_t)
     advantages = rho * (delta + continuing * _recurrence.shift(errors, 1))

@@ -146,11 +146,11 @@ class Replay(Settings):
         starts = min(self.learning_starts, rows * self.num_envs)
         done = self.updates(steps) * per_update
         if done < starts:
-            whole = f", {self.updates(steps)} whole updates of {per_update},"
-            whole = "" if steps < starts else whole
+            only = f", {self.updates(steps)} whole updates of {per_update},"
             raise SettingsError(
-                f"--steps {steps:_}{whole} is less than --learning-starts "
-                f"{self.learning_starts:_}. Nothing would be learned. Change one of the two."
+                f"--steps {steps:_}{'' if steps < starts else only} is less than "
+                f"--learning-starts {self.learning_starts:_}. Nothing would be learned. Change one "
+                "of the two."
             )
         held = min(-(-starts // per_update) * self.rollout_length, rows)
         windows = max(held - self.n, 0) * self.num_envs

@@ -127,7 +127,7 @@ def main(words: Sequence[str] | None = None) -> int:
             try:
                 return _compare(given.out, todo)
             finally:
-                folder.begun = any(out.exists() for out in (runtime.out for _, runtime in todo))
+                folder.begun = any(runtime.out.exists() for _, runtime in todo)
     except (ConfigError, train.RunError, ImportError, OSError, ValueError) as error:
         return stop_with(error)
 

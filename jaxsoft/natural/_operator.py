@@ -42,16 +42,11 @@ def linearise(
     # Vectors live in at least float32, whatever dtype the parameters are kept in: half precision
     # would end any iteration after a few steps.
     wide = jax.tree.map(lambda x: jnp.asarray(x).astype(compute), params)
-    log_prob_fn = _in_wide(_checked(function, log_prob_fn), wide, params)
-    shape = jax.eval_shape(log_prob_fn, wide).shape
+    log_prob_fn, shape = _in_wide(_checked(function, log_prob_fn), wide, params)
+    fix = "log_prob_fn returns log π(a_t|s_t) of the actions taken, unreduced: one per sample."
     for name, x in (("advantage", advantage), ("weight", weight)):
-        if x is not None and _checks.real(function, name, x).shape != shape:
-            raise _checks.fail(
-                function,
-                f"{list(jnp.shape(x))} and {list(shape)}",
-                f"{name} and log_prob_fn(params) to have the same shape, one number per sample",
-                "log_prob_fn returns log π(a_t|s_t) of the actions taken, unreduced.",
-            )
+        if x is not None:
+            _checks.same_shape(function, name, x, "log_prob_fn(params)", shape, fix)
     size = math.prod(shape)
     if size == 0:
         raise _checks.fail(
@@ -83,17 +78,21 @@ def linearise(
     return Samples(push, lambda u: transpose(u)[0], gram, scale, finite, parameters)
 
 
-def _in_wide(log_prob_fn: LogProbFn, wide: Params, params: Params) -> LogProbFn:
-    """`log_prob_fn` of parameters in the computing dtype, in which tangents are not rounded."""
+def _in_wide(
+    log_prob_fn: LogProbFn, wide: Params, params: Params
+) -> tuple[LogProbFn, tuple[int, ...]]:
+    """`log_prob_fn` of parameters in the computing dtype, and its shape.
+
+    Tangents in the dtype that the parameters are kept in would be rounded.
+    """
 
     def narrow(p: Params) -> Array:
         return log_prob_fn(like(p, params))
 
     try:
-        jax.eval_shape(log_prob_fn, wide)
+        return log_prob_fn, jax.eval_shape(log_prob_fn, wide).shape
     except TypeError:  # A loop, say, whose carry has the dtype that the parameters are kept in.
-        return narrow
-    return log_prob_fn
+        return narrow, jax.eval_shape(narrow, wide).shape
 
 
 def _checked(function: str, log_prob_fn: LogProbFn) -> LogProbFn:

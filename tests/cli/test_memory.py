@@ -247,6 +247,37 @@ def test_free_memory_is_that_of_the_tightest_limit(cgroup, files, left, tmp_path
     assert memory.free(tmp_path) == left
 
 
+EMULATORS = """
+import re, sys, envpool
+def resident():
+    status = open("/proc/self/status").read()
+    return 1024 * int(re.search(r"VmRSS:\\s+(\\d+)", status)[1])
+def pool(count):
+    made = envpool.make(sys.argv[1], env_type="gymnasium", num_envs=count, **eval(sys.argv[3]))
+    made.reset()
+    return made
+first = pool(2)
+before, many = resident(), pool(int(sys.argv[2]))
+print((resident() - before) / int(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="files of Linux")
+@pytest.mark.parametrize(
+    ("game", "count", "options", "estimate"),
+    [
+        ("Pong-v5", 64, {"stack_num": 1}, memory._ATARI),
+        ("Catch-v0", 4096, {}, memory._GAME),
+        ("CartPole-v1", 4096, {}, memory._GAME),
+    ],
+)
+def test_an_emulator_takes_what_is_supposed(game, count, options, estimate):
+    command = [sys.executable, "-c", EMULATORS, game, str(count), repr(options)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert 0.7 * estimate < float(found) < 1.4 * estimate
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="files of Linux")
 def test_free_memory_here_and_where_nobody_says(tmp_path, monkeypatch):
     assert memory.free(tmp_path) is None

@@ -3,8 +3,8 @@
 What is given differs from a valid call in one to three arguments, by shape, dtype, value or kind.
 A call may
 
-    return     with the shape that the arguments' shapes broadcast to, of a floating dtype,
-               and without NaN where no argument has any
+    return     with the shape that the arguments' shapes broadcast to, of the usual kind of
+               dtype, and without NaN where no argument has any
     refuse     in a sentence that names the function called and an argument
 
 and nothing else: any other error is unclear, any other result silently wrong.
@@ -99,6 +99,29 @@ def is_extreme(given: dict[str, Any]) -> bool:
     return False
 
 
+# Of one state after another, not of transitions between them.
+OF_STATES = {"kl_to_prior", "log_policy", "policy_value", "q_from_policy", "sample_actions"}
+OF_STATES |= {"soft_value"}
+# Whose results are no arrays of steps.
+OTHER_RESULTS = {"check_equivalence", "damped_natural_q", "natural_gradient", "scale_by_fisher"}
+
+
+def broadcast(function: str, given: dict[str, Any]) -> tuple[int, ...]:
+    """The shape that the arguments' shapes, without actions, have together."""
+    shapes = []
+    for name, value in (calls.arguments(function) | given).items():
+        usual: tuple[int, ...] = np.shape(calls.arguments(function)[name])
+        shape: tuple[int, ...] = (
+            np.shape(value) if usual or isinstance(value, (np.ndarray, jax.Array)) else ()
+        )
+        if name == "log_prior" or len(usual) == 3:
+            shape = shape[:-1]
+        if usual[:1] == (T + 1,) and function not in OF_STATES:
+            shape = (shape[0] - 1, *shape[1:])
+        shapes.append(shape)
+    return np.broadcast_shapes(*shapes)
+
+
 def outcome(function: str, given: dict[str, Any]) -> str:
     try:
         with warnings.catch_warnings():
@@ -117,6 +140,13 @@ def outcome(function: str, given: dict[str, Any]) -> str:
     wanted = calls.call(function)
     if str(jax.tree.structure(wanted)) != str(jax.tree.structure(result)):
         return "silent: another structure"
+    if function not in OTHER_RESULTS:
+        try:
+            together = broadcast(function, given)
+        except ValueError:
+            return "silent: shapes that do not broadcast"
+        if any(x.shape[: len(together)] != together for x in leaves):
+            return f"silent: {[x.shape for x in leaves]} of {together}"
     for x, y in zip(leaves, [y for y in jax.tree.leaves(wanted) if not callable(y)], strict=True):
         if jnp.issubdtype(x.dtype, jnp.floating) != jnp.issubdtype(y.dtype, jnp.floating):
             return f"silent: {x.dtype} for {y.dtype}"
