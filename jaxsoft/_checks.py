@@ -60,7 +60,7 @@ _RANGES = {
     "mixing": _Range(0, 1, "It is the share of Q-learning."),
     "step_size": _Range(-np.inf, np.inf, "Pass the length of the natural gradient step."),
     "tau": _Range(0, np.inf, "At 0 the maximum is hard."),
-    "tolerance": _Range(0, np.inf, "It bounds the relative residual."),
+    "tolerance": _Range(0, 1, "It bounds the relative residual."),
     "value_coef": _Range(-np.inf, np.inf, "Pass the weight of the value loss, such as 0.5."),
     "weight": _Range(0, np.inf, "Pass 0 for what does not count, and 1 for what does."),
 }
@@ -87,7 +87,7 @@ def _array(function: str, name: str, x: Any, what: str, kinds: tuple[Any, ...]) 
         raise TypeError(
             sentence(
                 function,
-                str(array.dtype) if array is not None else _said(x),
+                str(array.dtype) if array is not None else said(x),
                 f"{name} to be an array of {what}",
                 f"Cast it: {name}.astype(jnp.float32)."
                 if is_numeric
@@ -159,7 +159,7 @@ def same_shape(
 def callable_(function: str, name: str, x: object, signature: str) -> None:
     if not callable(x):
         raise TypeError(
-            sentence(function, _said(x), f"{name} to be a function, {signature}", "Pass one.")
+            sentence(function, said(x), f"{name} to be a function, {signature}", "Pass one.")
         )
 
 
@@ -170,7 +170,7 @@ def keys(function: str, name: str, x: Any) -> Array:
         array: Array = x if is_typed else jax.random.wrap_key_data(x)
     except (AttributeError, TypeError, ValueError):
         raise TypeError(
-            sentence(function, _said(x), f"{name} to be a JAX key", "Make one: jax.random.key(0).")
+            sentence(function, said(x), f"{name} to be a JAX key", "Make one: jax.random.key(0).")
         ) from None
     return array
 
@@ -180,7 +180,7 @@ def _is_number(x: object) -> TypeGuard[float]:
     return isinstance(x, (bool, float)) or (isinstance(x, int) and abs(x) < 2**1000)
 
 
-def _said(x: object) -> str:
+def said(x: object) -> str:
     match x:
         case None | str():
             return repr(x)

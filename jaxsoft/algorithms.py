@@ -80,6 +80,7 @@ def n_step_soft_q(
     held = jax.lax.stop_gradient(_checks.floating(name, what, held))
     _checks.same_shape(name, what, held, "q", q.shape)
     v, kl = boltzmann.value_and_kl(name, what, held, tau, log_prior)
+    _adds_no_axis(name, what, held, v)
     target_t = returns.n_step_soft_q_targets(
         v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
@@ -280,6 +281,7 @@ def damped_natural_q(
     if weight is not None:
         _checks.same_shape(name, "weight", weight, "a_tm1", q_a.shape)
     v, kl = boltzmann.value_and_kl(name, "q_fn(params)", q, tau, log_prior)
+    _adds_no_axis(name, "q_fn(params)", q, v)
     target_t = returns.n_step_soft_q_targets(
         v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
@@ -300,6 +302,17 @@ def damped_natural_q(
 def _starts(kl: ArrayLike) -> ArrayLike:
     """Without the last state; a scalar stands for all."""
     return kl[:-1] if isinstance(kl, Array) and kl.ndim else kl
+
+
+def _adds_no_axis(function: str, name: str, x: Array, per_state: Array) -> None:
+    """A rollout has the axes of its states: no prior raises what is made of them."""
+    if per_state.ndim != x.ndim - 1:
+        raise _checks.fail(
+            function,
+            f"one of {per_state.ndim + 1} axes and {list(x.shape)}",
+            f"log_prior to have no more axes than {name}",
+            "Use vmap for several priors.",
+        )
 
 
 class _States(NamedTuple):
@@ -353,4 +366,5 @@ def _states(
         log_prior = prior if prior.shape[0] == 1 else prior[:-1]
     # Of the starts alone: a policy is not even computed at the last state.
     kl_tm1 = boltzmann.kl(function, "log_pi[:-1]", log_pi[:-1], log_prior)
+    _adds_no_axis(function, "log_pi", log_pi, kl_tm1)
     return _States(function, v, log_pi, a_tm1, kl_tm1, log_prior, transitions, value_coef)

@@ -115,7 +115,7 @@ def check(
     if not isinstance(solver, str) or solver not in ("cg", "gram"):
         raise _checks.fail(
             function,
-            repr(solver),
+            _checks.said(solver),
             "solver to be 'cg' or 'gram'",
             "'gram' is exact and suits batches smaller than the parameters.",
         )

@@ -1,5 +1,6 @@
 """Mistakes are caught at the door, by a sentence: what must hold, what was given, how to fix it."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -21,15 +22,8 @@ states = np.zeros((T + 1, B, A))
 PARAMS = {"w": np.zeros((4, A))}
 
 
-def log_probs(params: dict[str, jax.Array]) -> jax.Array:
-    return jax.nn.log_softmax(jnp.ones((6, 4)) @ params["w"])[:, 0]
-
-
-def equivalence(**given: Any) -> object:
-    rollout: dict[str, Any] = {"r_t": r, "discount_t": 0.9, "tau": 0.1}
-    return jaxsoft.check_equivalence(
-        lambda p, x: jnp.broadcast_to(p["w"][0], (T + 1, B, A)), PARAMS, None, a, **rollout | given
-    )
+log_probs = calls.log_probs
+equivalence = functools.partial(calls.call, "check_equivalence")
 
 
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
@@ -104,6 +98,14 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: jaxsoft.soft_q_loss(q, a - 1, r),
         "to index the 3 actions of q_tm1",
     ),
+    "a prior with another axis": (
+        lambda: calls.call("actor_critic", log_prior=np.zeros((2, 1, B, A))),
+        "^actor_critic: expected log_prior to have no more axes than log_pi, got one of 4 axes",
+    ),
+    "a prior with another axis, for values": (
+        lambda: calls.call("n_step_soft_q", log_prior=np.zeros((1, T + 1, B, A))),
+        "^n_step_soft_q: expected log_prior to have no more axes than target_q",
+    ),
     "negative tau": (lambda: jaxsoft.soft_value(q, -0.1), "tau >= 0"),
     "negative tau, an array": (lambda: jaxsoft.log_policy(q, jnp.asarray(-1.0)), "tau >= 0"),
     "tau is NaN": (lambda: jaxsoft.one_step_targets(r, 0.9, q, tau=np.nan), "tau >= 0"),
@@ -129,6 +131,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "weight of another shape": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), weight=np.ones(5)),
         "to have the same shape",
+    ),
+    "a negative weight": (
+        lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), weight=-np.ones(6)),
+        "weight >= 0 and finite",
     ),
     "negative damping": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), damping=-1e-3),
