@@ -2,8 +2,8 @@
 
     python -m benchmarks.recurrence [--json FILE] [--quick | --full]
 
-The library takes the sequential scan on a CPU, an associative scan elsewhere, and doubling for
-windows (`jaxsoft._recurrence.suffix_sums`). The other candidates live here only.
+The library takes the sequential scan on a CPU and a TPU, blocks on a GPU, and windows by doubling
+or by sixteens (`jaxsoft._recurrence.suffix_sums`). The other candidates live here only.
 """
 
 import functools
@@ -20,6 +20,14 @@ from jaxsoft import _recurrence
 
 Recurrence = Callable[[Array, Array], Array]
 Pair = tuple[Array, Array]
+
+
+def associative(x: Array, c: Array) -> Array:
+    def combine(later: Pair, earlier: Pair) -> Pair:
+        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
+
+    sums: Array = jax.lax.associative_scan(combine, (x, c), reverse=True)[0]
+    return sums
 
 
 def unrolled(x: Array, c: Array) -> Array:
@@ -91,8 +99,9 @@ def whole(length: int) -> dict[str, Recurrence]:
     candidates: dict[str, Recurrence] = {
         "scan": _recurrence.by_scan,
         "scan, unroll 8": functools.partial(scan_unrolled, unroll=8),
-        "associative": _recurrence.by_associative_scan,
-        "doubling": functools.partial(_recurrence.by_doubling, window=length),
+        "associative": associative,
+        "blocks": _recurrence.by_blocks,
+        "doubling": functools.partial(_recurrence.by_windows, window=length, base=2),
         "scan under vmap": vmapped_scan,
         "library": _recurrence.suffix_sums,
     }
@@ -101,7 +110,8 @@ def whole(length: int) -> dict[str, Recurrence]:
 
 def windowed(window: int) -> dict[str, Recurrence]:
     candidates: dict[str, Recurrence] = {
-        "doubling": functools.partial(_recurrence.by_doubling, window=window),
+        "doubling": functools.partial(_recurrence.by_windows, window=window, base=2),
+        "by sixteens": functools.partial(_recurrence.by_windows, window=window, base=16),
         "carried": functools.partial(carried, window=window),
         "blocked": functools.partial(blocked, window=window),
         "library": functools.partial(_recurrence.suffix_sums, window=window),

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks, boltzmann, losses, natural, returns
+from jaxsoft import _actions, _checks, boltzmann, losses, natural, returns
 from jaxsoft._typing import Float, Integer, Scalar, Shaped
 from jaxsoft.losses import _common
 from jaxsoft.losses.policy_gradient import actor_critic_loss
+from jaxsoft.losses.soft_q import held_log_ratio, tied_half_square
 from jaxsoft.natural import solve
 
 __all__ = [
@@ -81,10 +82,11 @@ def n_step_soft_q(
     _checks.same_shape(name, what, held, "q", q.shape)
     v, kl = boltzmann.value_and_kl(name, what, held, tau, log_prior)
     _adds_no_axis(name, what, held, v)
+    v, kl, q_a = _actions.kept(v, kl, _common.taken_of_states(q, a_tm1))
     target_t = returns.n_step_soft_q_targets(
         v, _starts(kl), r_t, discount_t=discount_t, tau=tau, n=n, cut_t=cut_t
     )
-    return losses.soft_q_loss(q[:-1], a_tm1, target_t)
+    return losses.value_loss(q_a[:-1], target_t)
 
 
 def actor_critic(
@@ -207,14 +209,15 @@ def tied_soft_q(
         value_coef=value_coef,
         cut_t=cut_t,
     )
-    return losses.tied_soft_q_loss(
+    log_ratio = held_log_ratio(at.function, at.log_pi_a_tm1, at.log_pi[:-1], a_tm1, at.log_prior)
+    return tied_half_square(
+        at.function,
         at.v[:-1],
-        at.log_pi[:-1],
-        a_tm1,
-        target_t=at.target(at.kl_tm1),
-        tau=tau,
-        value_coef=value_coef,
-        log_prior=at.log_prior,
+        at.log_pi_a_tm1,
+        log_ratio,
+        at.target(at.kl_tm1),
+        tau,
+        value_coef,
     )
 
 
@@ -321,7 +324,7 @@ class _States(NamedTuple):
     function: str
     v: Array
     log_pi: Array
-    a_tm1: Array
+    log_pi_a_tm1: Array
     kl_tm1: Array
     log_prior: ArrayLike | None
     transitions: dict[str, Any]
@@ -336,7 +339,7 @@ class _States(NamedTuple):
         return actor_critic_loss(
             self.function,
             self.v[:-1],
-            _common.take(self.function, "log_pi[:-1]", self.log_pi[:-1], self.a_tm1),
+            self.log_pi_a_tm1,
             target_t=self.target(kl_tm1),
             target_kl_tm1=kl_tm1,
             kl_tm1=self.kl_tm1,
@@ -361,10 +364,10 @@ def _states(
     _checks.scalar(function, "tau", transitions["tau"])
     others = {"v[:-1]": v[:-1], "value_coef": value_coef}
     _checks.arguments(function, log_prior=log_prior, a_tm1=a_tm1, **others, **transitions)
+    kl = boltzmann.kl(function, "log_pi", log_pi, log_prior)
+    _adds_no_axis(function, "log_pi", log_pi, kl)
+    kl, log_pi_a = _actions.kept(kl, _common.taken_of_states(log_pi, a_tm1))
     if log_prior is not None and jnp.ndim(log_prior) == log_pi.ndim:
         prior = jnp.asarray(log_prior)
         log_prior = prior if prior.shape[0] == 1 else prior[:-1]
-    # Of the starts alone: a policy is not even computed at the last state.
-    kl_tm1 = boltzmann.kl(function, "log_pi[:-1]", log_pi[:-1], log_prior)
-    _adds_no_axis(function, "log_pi", log_pi, kl_tm1)
-    return _States(function, v, log_pi, a_tm1, kl_tm1, log_prior, transitions, value_coef)
+    return _States(function, v, log_pi, log_pi_a[:-1], kl[:-1], log_prior, transitions, value_coef)

@@ -32,7 +32,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks
+from jaxsoft import _actions, _checks
+from jaxsoft._actions import Parts
 from jaxsoft._typing import Float, Integer, Key
 
 __all__ = [
@@ -140,7 +141,7 @@ def policy_value(
     log_pi = _checks.floating("policy_value", "log_pi", log_pi)
     _checks.same_shape("policy_value", "log_pi", log_pi, "q", q.shape)
     pi = jnp.exp(log_pi.astype(q.dtype))
-    expected_q = jnp.sum(pi * jnp.where(pi != 0, q, 0), axis=-1, keepdims=True)
+    expected_q = _expectation(pi, q)
     divergence = kl("policy_value", "log_pi", log_pi.astype(q.dtype), log_prior)[..., None]
     return (expected_q - tau * divergence)[..., 0].astype(dtype)
 
@@ -222,16 +223,7 @@ def value(
 def kl(function: str, name: str, log_pi: ArrayLike, log_prior: ArrayLike | None) -> Array:
     """`kl_to_prior`, of what another function calls `name`."""
     log_pi, log_prior, dtype = pair(function, name, log_pi, log_prior)
-    pi = jnp.exp(log_pi)
-    ratio = jnp.where(pi != 0, log_pi - log_prior, 0)
-    return jnp.sum(pi * ratio, axis=-1).astype(dtype)
-
-
-def log_ratio(function: str, name: str, log_pi: ArrayLike, log_prior: ArrayLike | None) -> Array:
-    """Log π − log π̄ [..., A], −inf where π(a) = 0, of what another function calls `name`."""
-    log_pi, log_prior, dtype = pair(function, name, log_pi, log_prior)
-    taken, ratio = _log_ratio(log_pi, log_prior)
-    return jnp.where(taken, ratio, -jnp.inf).astype(dtype)
+    return _kl(log_pi, log_prior)[..., 0].astype(dtype)
 
 
 def value_and_kl(
@@ -246,8 +238,7 @@ def value_and_kl(
     if _checks.concrete(tau) and np.all(np.asarray(tau) == 0):
         return _top(args[0], args[2])[..., 0].astype(dtype), 0.0
     b = _boltzmann(*args)
-    value = b.top + args[1] * (b.log_mass + b.log_mean)
-    kl = _expectation(b.pi, b.scaled) - (b.log_mass + b.log_mean)
+    value, kl = _value(b, args[1]), _kl_of_boltzmann(b)
     return value[..., 0].astype(dtype), kl[..., 0].astype(dtype)
 
 
@@ -310,47 +301,131 @@ def pair(
 
 
 class _Boltzmann(NamedTuple):
-    """The one computation under `soft_value` and `log_policy`; trailing axes are A or 1."""
+    """What there is to say of a state, [..., 1]: all else follows without another reduction."""
 
     top: Array  # max of the allowed q
-    scaled: Array  # (q − top)/τ ≤ 0, and 0 on masked actions
     log_mass: Array  # log Σ_a π̄(a)
     log_mean: Array  # log of the mean of exp(scaled) under the normalised prior
-    log_pi: Array
-    pi: Array
-
-
-def _top(q: Array, log_prior: Array) -> Array:
-    return jnp.max(q, axis=-1, keepdims=True, where=log_prior != -jnp.inf, initial=-jnp.inf)
+    log_norm: Array  # log π is scaled (plus log of the normalised prior, if not scalar) less this
+    mean: Array  # Σ_a π(a) scaled(a)
 
 
 def _boltzmann(q: Array, tau: Array, log_prior: Array) -> _Boltzmann:
-    top = _top(q, log_prior)
+    """The one computation under `soft_value` and `log_policy`."""
+    form = _of_scalar_prior if log_prior.ndim == 0 else _of_prior
+    return _Boltzmann(*_actions.statistics(form, (q, log_prior), tau))
+
+
+def _top(q: Array, log_prior: Array) -> Array:
+    top: Array = _actions.statistics(_largest_allowed, (q, log_prior))
+    return top
+
+
+def _largest_allowed(q: Parts, log_prior: Parts | Array) -> Array:
+    return _actions.largest(_actions.each(_allowed, q, log_prior))
+
+
+def _allowed(q: Array, log_prior: Array) -> Array:
+    return jnp.where(log_prior != -jnp.inf, q, -jnp.inf)
+
+
+def _scaled(q: Array, log_prior: Array, tau: Array, top: Array) -> Array:
+    """(q − top)/τ ≤ 0, and 0 on masked actions."""
     gap = jnp.where(log_prior != -jnp.inf, q, top) - top
     # At τ = 0 a gap of 0 stays 0, and any other is −∞. NaN passes every one of these tests.
     hard = jnp.where(gap < 0, -jnp.inf, gap)
-    scaled = jnp.where(tau == 0, hard, gap / jnp.where(tau == 0, 1, tau))
-    # For τ above the gaps the mean is 1 − O(gap/τ): τ log(mean) keeps its digits only as log1p of
-    # a sum of expm1. Where little of the prior is near the best action that sum nears −1 and
-    # loses them, and the usual log-sum-exp is the exact form.
-    if log_prior.ndim == 0:
-        size, log_mass = q.shape[-1], log_prior + math.log(q.shape[-1])
-        weights = jnp.exp(scaled)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        deficit = jnp.mean(jnp.expm1(scaled), axis=-1, keepdims=True)
-        near = jnp.log1p(jnp.maximum(deficit, -0.5))
-        is_near, log_size = deficit > -0.5, jnp.full((), math.log(size), q.dtype)
-        log_mean = jnp.where(is_near, near, jnp.log(total) - log_size)
-        log_pi = scaled - jnp.where(is_near, near + log_size, jnp.log(total))
-        return _Boltzmann(top, scaled, log_mass, log_mean, log_pi, weights / total)
-    log_mass = jax.nn.logsumexp(log_prior, axis=-1, keepdims=True)
-    log_share = log_prior - log_mass
-    deficit = jnp.sum(jnp.exp(log_share) * jnp.expm1(scaled), axis=-1, keepdims=True)
+    return jnp.where(tau == 0, hard, gap / jnp.where(tau == 0, 1, tau))
+
+
+def _weighted(weight: Array, x: Array) -> Array:
+    return weight * jnp.where(weight != 0, x, 0)
+
+
+# For τ above the gaps the mean is 1 − O(gap/τ): τ log(mean) keeps its digits only as log1p of a
+# sum of expm1. Where little of the prior is near the best action that sum nears −1 and loses them,
+# and the usual log-sum-exp is the exact form.
+
+
+def _of_scalar_prior(q: Parts, log_prior: Array, tau: Array) -> tuple[Array, ...]:
+    each, total = _actions.each, _actions.total
+    size = sum(part.shape[-1] for part in q)
+    top = _largest_allowed(q, log_prior)
+    scaled = each(_scaled, q, log_prior, tau, top)
+    weights, log_size = each(jnp.exp, scaled), jnp.full((), math.log(size), top.dtype)
+    mass, deficit = total(weights), total(each(_expm1, scaled, weights)) / size
+    near, is_near = jnp.log1p(jnp.maximum(deficit, -0.5)), deficit > -0.5
+    log_mean = jnp.where(is_near, near, jnp.log(mass) - log_size)
+    log_norm = jnp.where(is_near, near + log_size, jnp.log(mass))
+    mean = total(each(_weighted, weights, scaled)) / mass
+    return top, jnp.broadcast_to(log_prior + log_size, top.shape), log_mean, log_norm, mean
+
+
+def _of_prior(q: Parts, log_prior: Parts, tau: Array) -> tuple[Array, ...]:
+    each, total = _actions.each, _actions.total
+    top = _largest_allowed(q, log_prior)
+    scaled = each(_scaled, q, log_prior, tau, top)
+    log_mass = _log_sum_exp(log_prior)
+    log_share = each(jnp.subtract, log_prior, log_mass)
+    deficits = each(lambda share, x: jnp.exp(share) * _expm1(x, jnp.exp(x)), log_share, scaled)
+    deficit = total(deficits)
     near = jnp.log1p(jnp.maximum(deficit, -0.5))
-    far = jax.nn.logsumexp(log_share + scaled, axis=-1, keepdims=True)
+    far = _log_sum_exp(each(jnp.add, log_share, scaled))
     log_mean = jnp.where(deficit > -0.5, near, far)
-    log_pi = scaled + (log_share - log_mean)
-    return _Boltzmann(top, scaled, log_mass, log_mean, log_pi, jnp.exp(log_pi))
+    weights = each(lambda share, x: jnp.exp(x + (share - log_mean)), log_share, scaled)
+    return top, log_mass, log_mean, log_mean, total(each(_weighted, weights, scaled))
+
+
+def _expm1(x: Array, exp_x: Array) -> Array:
+    """exp(x) − 1 of x ≤ 0, for which XLA would take another transcendental function."""
+    if x.dtype != jnp.float32:
+        return jnp.expm1(x)
+    series = jnp.ones_like(x)
+    for k in range(6, 1, -1):
+        series = 1 + x / k * series
+    return jnp.where(x > -0.25, x * series, exp_x - 1)
+
+
+def _log_sum_exp(x: Parts) -> Array:
+    top = _actions.largest(x)
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
+    return top + jnp.log(_actions.total(_actions.each(lambda x: jnp.exp(x - top), x)))
+
+
+def _value(b: _Boltzmann, tau: Array) -> Array:
+    return b.top + tau * (b.log_mass + b.log_mean)
+
+
+def _kl_of_boltzmann(b: _Boltzmann) -> Array:
+    return b.mean - (b.log_mass + b.log_mean)
+
+
+@jax.custom_jvp
+def _kl(log_pi: Array, log_prior: Array) -> Array:
+    kl: Array = _actions.statistics(_kl_of, (log_pi, log_prior))
+    return kl
+
+
+@_kl.defjvp
+def _kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    log_pi, log_prior = primals
+    dlog_pi, dlog_prior = tangents
+    pi = jnp.exp(log_pi)
+    slope = pi * (jnp.where(pi != 0, log_pi - log_prior, 0) + 1)
+    tangent = jnp.sum(slope * dlog_pi - pi * dlog_prior, axis=-1, keepdims=True)
+    return _kl(log_pi, log_prior), tangent
+
+
+def _kl_of(log_pi: Parts, log_prior: Parts | Array) -> Array:
+    def term(log_pi: Array, log_prior: Array) -> Array:
+        return _weighted(jnp.exp(log_pi), log_pi - log_prior)
+
+    return _actions.total(_actions.each(term, log_pi, log_prior))
+
+
+def log_ratio(log_pi: Array, log_prior: Array) -> Array:
+    """Log π − log π̄, −inf where π(a) = 0."""
+    taken, ratio = _log_ratio(log_pi, log_prior)
+    return jnp.where(taken, ratio, -jnp.inf)
 
 
 def _log_ratio(log_pi: Array, log_prior: Array) -> tuple[Array, Array]:
@@ -365,8 +440,7 @@ def _expectation(pi: Array, x: Array) -> Array:
 
 @jax.custom_jvp
 def _soft_value(q: Array, tau: Array, log_prior: Array) -> Array:
-    b = _boltzmann(q, tau, log_prior)
-    return b.top + tau * (b.log_mass + b.log_mean)
+    return _value(_boltzmann(q, tau, log_prior), tau)
 
 
 @_soft_value.defjvp
@@ -377,14 +451,19 @@ def _soft_value_jvp(
     dq, dtau, dlog_prior = tangents
     b = _boltzmann(q, tau, log_prior)
     pi = jnp.exp(_log_policy(q, tau, log_prior))
-    kl = _expectation(pi, b.scaled) - (b.log_mass + b.log_mean)
-    tangent = _expectation(pi, dq) - kl * dtau + tau * _expectation(pi, dlog_prior)
-    return b.top + tau * (b.log_mass + b.log_mean), tangent
+    tangent = _expectation(pi, dq) - _kl_of_boltzmann(b) * dtau
+    return _value(b, tau), tangent + tau * _expectation(pi, dlog_prior)
 
 
 @jax.custom_jvp
 def _log_policy(q: Array, tau: Array, log_prior: Array) -> Array:
-    return _boltzmann(q, tau, log_prior).log_pi
+    b = _boltzmann(q, tau, log_prior)
+    scaled = _scaled(q, log_prior, tau, b.top)
+    return (
+        scaled - b.log_norm
+        if log_prior.ndim == 0
+        else scaled + (log_prior - b.log_mass - b.log_norm)
+    )
 
 
 @_log_policy.defjvp
@@ -393,7 +472,8 @@ def _log_policy_jvp(
 ) -> tuple[Array, Array]:
     q, tau, log_prior = primals
     dq, dtau, dlog_prior = tangents
-    scaled = _boltzmann(q, tau, log_prior).scaled
+    b = _boltzmann(q, tau, log_prior)
+    scaled = _scaled(q, log_prior, tau, b.top)
     log_pi = _log_policy(q, tau, log_prior)
     pi = jnp.exp(log_pi)
     # At τ = 0 the policy is piecewise constant: its derivative is zero, not 0/0.
@@ -401,7 +481,7 @@ def _log_policy_jvp(
     # A ratio beyond the dtype's range belongs to an action with π(a) = 0: it must meet that
     # zero as a number, not as inf · 0.
     largest = jnp.finfo(q.dtype).max
-    centred = jnp.maximum(scaled - _expectation(pi, scaled), -largest)
+    centred = jnp.maximum(scaled - b.mean, -largest)
     slope = jnp.clip(centred * inverse, -largest, largest)
     tangent = (
         (dq - _expectation(pi, dq)) * inverse

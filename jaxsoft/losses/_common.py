@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks, boltzmann
+from jaxsoft import _actions, _checks, boltzmann
 from jaxsoft._typing import Float, Integer
 
 __all__ = ["take_action"]
@@ -18,8 +21,8 @@ def take_action(
 ) -> Float[Array, "T *B"]:
     """The entry of each step's action, values[..., a].
 
-    A masked sum instead of a gather, whose gradient would be a scatter; an index outside the
-    actions gives NaN rather than a neighbour's value.
+    Its gradient is a choice, not the scatter of a gather; an index outside the actions gives NaN
+    rather than a neighbour's value.
 
     Args:
       values: [T, ..., A].
@@ -34,13 +37,46 @@ def take_action(
 def take(function: str, name: str, values: ArrayLike, a: ArrayLike, a_name: str = "a_tm1") -> Array:
     values = _checks.floating(function, name, values)
     _checks.action_values(function, name, values)
-    a = _checks.actions(function, a_name, a, name, values)
+    return taken(values, _checks.actions(function, a_name, a, name, values))
+
+
+@jax.custom_jvp
+def taken(values: Array, a: Array) -> Array:
     # In 8 bits one could not count to 128.
-    a = a.astype(jnp.promote_types(a.dtype, jnp.int32))
-    index = jax.lax.broadcasted_iota(a.dtype, values.shape, values.ndim - 1)
-    chosen = index == a[..., None]
-    taken = jnp.sum(jnp.where(chosen, values, 0), axis=-1)
-    return jnp.where((a >= 0) & (a < values.shape[-1]), taken, jnp.nan)
+    a = a[..., None].astype(jnp.promote_types(a.dtype, jnp.int32))
+    found = jax.lax.platform_dependent(values, a, cpu=_gathered, default=_picked)
+    return jnp.where((a >= 0) & (a < values.shape[-1]), found, jnp.nan)[..., 0]
+
+
+@taken.defjvp
+def _taken_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    values, a = primals
+    chosen = _is_taken(values, a[..., None].astype(jnp.promote_types(a.dtype, jnp.int32)))
+    return taken(values, a), jnp.sum(jnp.where(chosen, tangents[0], 0), axis=-1)
+
+
+def taken_of_states(values: Array, a: Array) -> Array:
+    """The values [T+1, ..., A] at the actions [T, ...], and at some action in the last state.
+
+    Of the same shape, it is one pass over the values together with all that is made of them, and
+    their gradient, of their own shape, needs no padding.
+    """
+    return taken(values, jnp.concatenate([a, jnp.zeros_like(a[:1])]))
+
+
+def _gathered(values: Array, a: Array) -> Array:
+    return jnp.take_along_axis(values, a, axis=-1, mode="clip")
+
+
+def _picked(values: Array, a: Array) -> Array:
+    if values.shape[-1] > _actions.MOST:
+        return jnp.sum(jnp.where(_is_taken(values, a), values, 0), axis=-1, keepdims=True)
+    each = enumerate(_actions.singles(values))
+    return functools.reduce(jnp.add, (jnp.where(a == i, value, 0) for i, value in each))
+
+
+def _is_taken(values: Array, a: Array) -> Array:
+    return jax.lax.broadcasted_iota(a.dtype, values.shape, values.ndim - 1) == a
 
 
 def fixed(function: str, name: str, x: ArrayLike) -> Array:
@@ -56,11 +92,15 @@ def half_square(function: str, **pair: ArrayLike) -> Array:
 
 def log_ratio(
     function: str,
+    log_pi_a: Array,
     log_pi: ArrayLike,
     a: ArrayLike,
     log_prior: ArrayLike | None,
     name: str = "log_pi_tm1",
 ) -> Array:
-    """Log π(a) − log π̄(a)."""
+    """Log π(a) − log π̄(a), where `log_pi_a` is what `log_pi` says of the actions."""
     _checks.arguments(function, log_prior=log_prior)
-    return take(function, name, boltzmann.log_ratio(function, name, log_pi, log_prior), a)
+    log_pi, prior, dtype = boltzmann.pair(function, name, log_pi, log_prior)
+    if prior.ndim:
+        prior = take(function, name, jnp.broadcast_to(prior, log_pi.shape), a)
+    return boltzmann.log_ratio(log_pi_a.astype(prior.dtype), prior).astype(dtype)

@@ -54,7 +54,8 @@ def path_consistency_loss(
     expectation, which a squared error then estimates with a bias; (89), (90) need π = π*.
     """
     name = "path_consistency_loss"
-    log_ratio = _common.log_ratio(name, log_pi_tm1, a_tm1, log_prior)
+    log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
+    log_ratio = _common.log_ratio(name, log_pi_a, log_pi_tm1, a_tm1, log_prior)
     _checks.arguments(
         name,
         v_tm1=v_tm1,

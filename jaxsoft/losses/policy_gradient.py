@@ -186,7 +186,7 @@ def natural_regression_loss(
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     fixed_old = _common.fixed(name, "log_pi_old_tm1", log_pi_old_tm1)
     old_a = _common.take(name, "log_pi_old_tm1", fixed_old, a_tm1)
-    old_ratio = _common.log_ratio(name, fixed_old, a_tm1, log_prior, "log_pi_old_tm1")
+    old_ratio = _common.log_ratio(name, old_a, fixed_old, a_tm1, log_prior, "log_pi_old_tm1")
     args = _checks.sequences(
         name,
         log_pi_old=old_a,

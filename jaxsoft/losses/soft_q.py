@@ -113,9 +113,8 @@ def tied_soft_q_loss(
     """
     name = "tied_soft_q_loss"
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
-    held = _common.fixed(name, "log_pi_tm1", log_pi_tm1)
-    log_ratio = _common.log_ratio(name, held, a_tm1, log_prior)
-    return _tied_half_square(name, v_tm1, log_pi_a, log_ratio, target_t, tau, value_coef)
+    log_ratio = held_log_ratio(name, log_pi_a, log_pi_tm1, a_tm1, log_prior)
+    return tied_half_square(name, v_tm1, log_pi_a, log_ratio, target_t, tau, value_coef)
 
 
 def pgq_loss(
@@ -160,17 +159,25 @@ def pgq_loss(
     _checks.arguments(name, return_t=return_t, backup_t=backup_t)
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     held = _common.fixed(name, "log_pi_tm1", log_pi_tm1)
-    log_ratio = _common.log_ratio(name, held, a_tm1, log_prior)
+    log_ratio = held_log_ratio(name, log_pi_a, held, a_tm1, log_prior)
     centred = log_ratio - boltzmann.kl(name, "log_pi_tm1", held, log_prior)
 
-    actor = _tied_half_square(name, v_tm1, log_pi_a, centred, return_t, tau, value_coef)
-    learner = _tied_half_square(name, v_tm1, log_pi_a, centred, backup_t, tau, value_coef)
+    actor = tied_half_square(name, v_tm1, log_pi_a, centred, return_t, tau, value_coef)
+    learner = tied_half_square(name, v_tm1, log_pi_a, centred, backup_t, tau, value_coef)
     args = _checks.sequences(name, actor=actor, learner=learner, mixing=mixing)
     actor, learner, share = args.arrays
     return ((1 - share) * actor + share * learner).astype(args.dtype)
 
 
-def _tied_half_square(
+def held_log_ratio(
+    function: str, log_pi_a: Array, log_pi: ArrayLike, a: ArrayLike, log_prior: ArrayLike | None
+) -> Array:
+    """Log π(a) − log π̄(a), with π fixed."""
+    held = _common.fixed(function, "log_pi_tm1", log_pi)
+    return _common.log_ratio(function, jax.lax.stop_gradient(log_pi_a), held, a, log_prior)
+
+
+def tied_half_square(
     function: str,
     v_tm1: ArrayLike,
     log_pi_a: Array,

@@ -1,5 +1,7 @@
 """Every public function is lowered for the platforms that are not there, in their own form."""
 
+import functools
+import re
 from typing import Any
 
 import jax
@@ -66,12 +68,21 @@ def test_each_platform_solves_by_a_library_of_its_own() -> None:
     assert found == {"cpu": {"lapack"}, "cuda": {"cusolver"}, "tpu": {"Eigh"}}
 
 
-def test_the_platform_has_its_recurrence() -> None:
+@pytest.mark.parametrize("window", [None, 3, 20])
+def test_the_platform_has_its_recurrence(window: int | None) -> None:
     """Alone: the others are not in the program, and what is chosen by is a constant."""
-    x = jax.ShapeDtypeStruct((5, 3), jnp.float32)
-    scan, associative = _recurrence.by_scan, _recurrence.by_associative_scan
-    forms = {"cpu": scan, "cuda": associative, "tpu": associative}
-    for platform, text in lowered(_recurrence.suffix_sums, x, x, platforms=PLATFORMS).items():
+    x = jax.ShapeDtypeStruct((40, 3), jnp.float32)
+    forms = {"cpu": _recurrence.by_scan, "cuda": _recurrence.by_blocks, "tpu": _recurrence.by_scan}
+    if window:
+        two, sixteen = (
+            functools.partial(_recurrence.by_windows, window=window, base=base) for base in (2, 16)
+        )
+        forms = {"cpu": two, "cuda": sixteen, "tpu": two}
+
+    def f(x: Any, c: Any) -> Any:
+        return _recurrence.suffix_sums(x, c, window)
+
+    for platform, text in lowered(f, x, x, platforms=PLATFORMS).items():
         [alone] = lowered(forms[platform], x, x, platforms=(platform,)).values()
         found, expected = operations(text), operations(alone)
         for choosing in ("case", "constant", "return"):
@@ -79,3 +90,50 @@ def test_the_platform_has_its_recurrence() -> None:
             expected.pop(choosing, None)
         assert found == expected
         platforms.assert_for(platform, text)
+
+
+@pytest.mark.parametrize("prior", [0.0, np.zeros(4, np.float32)])
+def test_an_accelerator_takes_the_actions_apart(prior: Any) -> None:
+    """So that all that is said of a state is one kernel; a CPU reduces over them."""
+    q = jax.ShapeDtypeStruct((5, 3, 4), jnp.float32)
+    a = jax.ShapeDtypeStruct((5, 3), jnp.int32)
+
+    def f(q: Any, a: Any) -> Any:
+        value = jaxsoft.soft_value(q, 0.3, prior)
+        return value, jaxsoft.kl_to_prior(q, prior), jaxsoft.losses.take_action(q, a)
+
+    for platform, text in lowered(f, q, a, platforms=PLATFORMS).items():
+        # Those over one action are none to a compiler.
+        reductions = re.findall(r"stablehlo\.reduce\(.*tensor<5x3x4xf32>, tensor<f32>", text)
+        assert bool(reductions) == (platform == "cpu")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_forms_of_other_platforms_say_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their derivatives, and those of these. No platform is needed to run a form."""
+    x = make_inputs((2,), length=20)
+    floats = {key: y for key, y in x.items() if jnp.issubdtype(y.dtype, jnp.floating)}
+    rng = np.random.default_rng(1)
+    tangents = jax.tree.map(lambda y: jnp.asarray(rng.normal(size=y.shape)), floats)
+
+    def f(floats: Any) -> Any:
+        return jnp.sum(jnp.sin(CASES[name](x | floats, HYPER)))
+
+    def everything() -> Any:
+        return f(floats), jax.jvp(jax.grad(f), (floats,), (tangents,))
+
+    expected = everything()
+    chosen = []
+
+    def elsewhere(*args: Any, default: Any, **forms: Any) -> Any:
+        chosen.append(forms)
+        return default(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", elsewhere)
+    given = everything()
+    for one, other in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+    pure = ("td_errors", "soft_q_targets", "q_from", "retrace", "tree_backup", "value_loss")
+    assert chosen or name.startswith(pure)

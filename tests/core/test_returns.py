@@ -216,34 +216,37 @@ def test_on_policy_traces_carry_the_sampled_log_ratio() -> None:
     np.testing.assert_allclose(given, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 7, 8, 31])
-def test_every_evaluation_of_the_recurrence_agrees(window: int) -> None:
+FORMS = {
+    "by_scan": lambda x, c, window: _recurrence.by_scan(x, c),
+    "by_blocks": lambda x, c, window: _recurrence.by_blocks(x, c),
+    "by_windows, 2": lambda x, c, window: _recurrence.by_windows(x, c, window, 2),
+    "by_windows, 16": lambda x, c, window: _recurrence.by_windows(x, c, window, 16),
+}
+
+
+# One block, one and a part, many; two levels of them, and three.
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 64, 257, 300])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_evaluation_of_the_recurrence_agrees(form: str, length: int) -> None:
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(31, 2)))
-    c = jnp.asarray(rng.choice([0.0, 0.5, 1.0], size=(31, 2)))
-    expected = np.stack(
-        [
-            oracles.n_step_advantages(np.asarray(x[:, b]), np.asarray(c[:, b]), window)
-            for b in range(2)
-        ],
-        1,
-    )
-    np.testing.assert_allclose(
-        _recurrence.by_doubling(x, c, window), expected, rtol=1e-13, atol=1e-14
-    )
-    if window == 31:
-        np.testing.assert_allclose(_recurrence.by_scan(x, c), expected, rtol=1e-13, atol=1e-14)
-        parallel = _recurrence.by_associative_scan(x, c)
-        np.testing.assert_allclose(parallel, expected, rtol=1e-13, atol=1e-14)
-        forms = (
-            _recurrence.by_scan,
-            _recurrence.by_associative_scan,
-            lambda x, c: _recurrence.by_doubling(x, c, window),
+    x = rng.normal(size=(length, 2))
+    c = rng.choice([0.0, 0.5, 1.0, 1.0, 1.0], size=(length, 2))
+    windows = {1, 2, 3, 7, 8, 15, 16, 17, 31, 35} if "windows" in form else set()
+    for window in {length} | {n for n in windows if n < length}:
+        expected = np.stack(
+            [oracles.n_step_advantages(x[:, b], c[:, b], window) for b in range(2)], 1
         )
-        by_scan, *others = [jax.vjp(f, x, c)[1](jnp.ones_like(x)) for f in forms]
-        for other in others:
-            for one, same in zip(by_scan, other, strict=True):
-                np.testing.assert_allclose(one, same, rtol=1e-12, atol=1e-13)
+        given = FORMS[form](jnp.asarray(x), jnp.asarray(c), window)
+        np.testing.assert_allclose(given, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_evaluation_of_the_recurrence_has_the_same_derivatives(form: str) -> None:
+    rng = np.random.default_rng(0)
+    x, c = (jnp.asarray(rng.normal(size=(31, 2))) for _ in range(2))
+    scan, other = (jax.vjp(lambda x, c, f=f: FORMS[f](x, c, 31), x, c) for f in ("by_scan", form))
+    for one, same in zip(scan[1](jnp.ones_like(x)), other[1](jnp.ones_like(x)), strict=True):
+        np.testing.assert_allclose(one, same, rtol=1e-11, atol=1e-12)
 
 
 # τ → 0: the hard counterparts, as rlax has them.
