@@ -31,11 +31,13 @@ define lowest
 	$(LOWEST)/$(1)/bin/python -m pytest -n $(JOBS) -W ignore::DeprecationWarning $(3)
 endef
 
+ACCELERATORS := build/accelerators/venv
+
 BIN := $(VENV)/bin
 SETUP := sh .ci/setup "$(VENV)" "$(PYTHON)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench results test test-slow test-newest test-lowest lint format docs hooks wheel constraints clean
+.PHONY: help run bench accelerators results test test-slow test-newest test-lowest lint format docs hooks wheel constraints clean
 
 help: ## Print the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +53,14 @@ bench: ## Measure, in ten minutes on two cores, and compare with the committed r
 	$(BIN)/python -m benchmarks.training --json build/bench/training_cpu.json
 	$(BIN)/python -m benchmarks.memory --json build/bench/memory_cpu.json
 	$(BIN)/python -m benchmarks.regression build/bench
+
+accelerators: ## Compile for an H100 and a TPU, in an environment of its own of 1.7 GB, and compare
+	@sh .ci/setup $(ACCELERATORS) "$(PYTHON)" bench
+	version=$$($(ACCELERATORS)/bin/python -c 'import jax; print(jax.__version__)') && \
+		$(ACCELERATORS)/bin/python -m pip install "jax[tpu]==$$version" "jax-cuda12-plugin==$$version" \
+		"jax-cuda12-pjrt==$$version" nvidia-cuda-nvcc-cu12
+	$(ACCELERATORS)/bin/python -m benchmarks.accelerators --json build/accelerators/results
+	$(ACCELERATORS)/bin/python -m benchmarks.accelerators --check build/accelerators/results
 
 results: ## Make every table and figure of the experiments from the committed CSVs
 	@$(SETUP) train

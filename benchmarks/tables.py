@@ -1,4 +1,4 @@
-"""Rewrites the tables of docs/performance.md from the committed results.
+"""Rewrites the tables of the documentation from the committed results.
 
 python -m benchmarks.tables [--check]
 """
@@ -14,8 +14,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("performance", "accelerators")]
 Row = dict[str, Any]
+Table = tuple[str, Callable[[list[Row]], str]]
 
 
 def markdown(head: list[str], body: list[list[str]]) -> str:
@@ -201,8 +202,82 @@ def scaling(rows: list[Row]) -> str:
     return markdown(["A2C", "seeds × environments × steps", "steps/s"], body)
 
 
-# The name of a section of the page -> the file of results, and what makes a table of it.
-TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
+def compiled_losses(rows: list[Row]) -> str:
+    """Each side's kernels and launches, bytes over those that must move, seconds to compile."""
+    sides = ("jaxsoft", "jax by hand", "rlax")
+    here = [row for row in rows if row["part"] == "losses"]
+    body = []
+    for name in dict.fromkeys((row["loss"], row["T"], row["B"], row["A"]) for row in here):
+        loss, *size = name
+        cells = [f"{loss}, {' × '.join(map(str, size))}"]
+        for side in sides:
+            found = [
+                row
+                for row in here
+                if (row["loss"], row["T"], row["B"], row["A"], row["side"]) == (*name, side)
+            ]
+            cells.append(compiled_cell(found[0]) if found else "–")
+        body.append(cells)
+    return markdown(["T × B × A", *sides], body)
+
+
+def compiled_cell(row: Row) -> str:
+    launches = "" if row["launches"] == row["kernels"] else f" ({row['launches']:,})"
+    ratio = f"{row['ratio']:.1f}" if "ratio" in row else f"{row['moved_bytes'] / 1e6:,.0f} MB"
+    return f"{row['kernels']}{launches}; {ratio}; {row['compile_seconds']:.1f} s"
+
+
+def compiled_recurrence(rows: list[Row]) -> str:
+    here = [row for row in rows if row["part"] == "recurrence"]
+    sides = list(dict.fromkeys(row["side"] for row in here if row["side"] != "library"))
+    body = []
+    for size in dict.fromkeys((row["T"], row["B"], row["n"]) for row in here):
+        found = {r["side"]: r for r in here if (r["T"], r["B"], r["n"]) == size}
+        cells = [compiled_cell(found[side]) if side in found else "–" for side in sides]
+        body.append([f"{size[0]} × {size[1]}, {size[2]}", *cells])
+    return markdown(["T × B, n", *sides], body)
+
+
+def compiled_agents(rows: list[Row]) -> str:
+    here = [row for row in rows if row["part"] == "agents"]
+    keys = ("algorithm", "environments", "rollout_length", "dtype")
+    body = []
+    for name in dict.fromkeys(tuple(row[key] for key in keys) for row in here):
+        found = {r["what"]: r for r in here if tuple(r[key] for key in keys) == name}
+        act, update = found["act"], found["update"]
+        body.append(
+            [
+                f"{name[0]}, {name[1]} × {name[2]}, {name[3]}",
+                f"{act['launches']:,}",
+                f"{update['launches']:,}",
+                f"{update['moved_bytes'] / 1e6:,.0f}",
+                f"{update['temporary_bytes'] / 1e6:,.0f}",
+                f"{update['compile_seconds']:.1f}",
+                f"{update['to_network']:.1f}",
+            ]
+        )
+    head = ["", "launches, act", "update", "MB moved", "MB held", "s to compile", "× its network"]
+    return markdown(head, body)
+
+
+def compiled_others(rows: list[Row]) -> str:
+    body = [
+        [
+            ", ".join(str(r[k]) for k in ("network", "game", "algorithm", "side") if k in r),
+            f"{r['kernels']:,}",
+            f"{r['launches']:,}",
+            f"{r['moved_bytes'] / 1e6:,.0f}",
+            f"{r['temporary_bytes'] / 1e6:,.0f}",
+            f"{r['compile_seconds']:.1f}",
+        ]
+        for r in rows
+        if r["part"] in ("natural", "training")
+    ]
+    return markdown(["", "kernels", "launches", "MB moved", "MB held", "s to compile"], body)
+
+
+# The name of a section -> the file of results, and what makes a table of it.
+TABLES: dict[str, Table] = {
     "losses": ("losses_cpu", losses),
     "memory": ("memory_cpu", memory),
     "natural_cost": ("natural_cpu", natural_cost),
@@ -215,22 +290,32 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "training_peers": ("training_cpu", peers),
     "training_scaling": ("training_cpu", scaling),
 }
+for name, table in {
+    "losses": compiled_losses,
+    "recurrence": compiled_recurrence,
+    "agents": compiled_agents,
+    "others": compiled_others,
+}.items():
+    TABLES |= {f"{name}_{on}": (f"accelerators_{on}", table) for on in ("gpu", "tpu")}
 
 
 def filled(text: str) -> str:
-    """The page with every `<!-- table: NAME -->` section made again."""
-    for name, (file, table) in TABLES.items():
+    """A page with every `<!-- table: NAME -->` section made again."""
+    for name in re.findall(r"<!-- table: (\w+) -->", text):
+        if name not in TABLES:
+            raise SystemExit(f"there is no table {name}; there are {', '.join(TABLES)}")
+        file, table = TABLES[name]
         result = json.loads((RESULTS / f"{file}.json").read_text())
         machine = result["machine"]
+        where = machine["device"] if file.startswith("accelerators") else machine["processor"]
         source = (
-            f"`{result['command']}`, {machine['processor']}, JAX {machine['jax']}, "
-            f"commit {machine['commit']}."
+            f"`{result['command']}`, {where}, JAX {machine['jax']}, commit {machine['commit']}."
         )
         section = f"<!-- table: {name} -->\n{source}\n\n{table(result['rows'])}\n<!-- end -->"
         pattern = rf"<!-- table: {name} -->.*?<!-- end -->"
         text, found = re.subn(pattern, lambda _: section, text, flags=re.DOTALL)  # noqa: B023
         if found != 1:
-            raise SystemExit(f"{PAGE} has {found} sections for {name}; expected one")
+            raise SystemExit(f"{found} sections for {name}; expected one, and its end")
     return text
 
 
@@ -238,11 +323,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
     args = parser.parse_args()
-    before = PAGE.read_text()
-    after = filled(before)
-    if args.check and before != after:
-        raise SystemExit(f"{PAGE} does not match the results; run python -m benchmarks.tables")
-    PAGE.write_text(after)
+    for page in PAGES:
+        before = page.read_text()
+        after = filled(before)
+        if args.check and before != after:
+            raise SystemExit(f"{page} does not match the results; run python -m benchmarks.tables")
+        page.write_text(after)
 
 
 if __name__ == "__main__":

@@ -364,6 +364,8 @@ def _states(
     _checks.scalar(function, "tau", transitions["tau"])
     others = {"v[:-1]": v[:-1], "value_coef": value_coef}
     _checks.arguments(function, log_prior=log_prior, a_tm1=a_tm1, **others, **transitions)
+    # Else what a softmax is made of would be computed anew for every action of what follows.
+    (log_pi,) = _actions.kept(log_pi)
     kl = boltzmann.kl(function, "log_pi", log_pi, log_prior)
     _adds_no_axis(function, "log_pi", log_pi, kl)
     kl, log_pi_a = _actions.kept(kl, _common.taken_of_states(log_pi, a_tm1))
