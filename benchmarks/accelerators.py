@@ -12,7 +12,6 @@ which needs a device: library calls are not the best ones. Each platform has a p
 
 import argparse
 import functools
-import importlib
 import json
 import os
 import statistics
@@ -74,7 +73,7 @@ def devices(platform: str) -> Sequence[Any]:
     """One that is not there."""
     if platform == "tpu":
         return topologies.get_topology_desc("v5e:2x2", "tpu").devices[:1]
-    importlib.import_module("jax_plugins.xla_cuda12").initialize()
+    jax.devices()  # finds the plugins
     return topologies.get_topology_desc("", "cuda", topology="1x1x1", target_config=_H100).devices
 
 

@@ -108,8 +108,9 @@ def test_a_program_of_this_machine_is_read():
     def f(x):
         return jax.lax.scan(lambda c, y: (c + y, jnp.tanh(c * y)), x[0], x)
 
-    program = jax.jit(f).lower(jnp.zeros((7, 300))).compile()
-    work = hlo.work(program.as_text())
+    text = jax.jit(f).lower(jnp.zeros((7, 300))).compile().as_text()
+    assert text is not None
+    work = hlo.work(text)
     assert work.launches > work.kernels
     assert work.moved >= 2 * 7 * 300 * 8
 
