@@ -21,6 +21,7 @@ __all__ = ["kept", "pullback", "recalled"]
 
 # Terms of the sums that a product's numbers are: with fewer, to keep them takes longer.
 _WORTH_KEEPING = 128
+_CONVOLUTIONS = ("conv_general_dilated", _convolution.NAME)
 # Bytes of products that are taken back through a network at once: what a core's share of the
 # last cache holds. 80 images of Atari are 7 MB.
 _BLOCK = 2**23
@@ -47,12 +48,7 @@ def recalled(network: Callable[..., Any], params: Any, data: Any, products: Sequ
 
     Their values are taken for granted; derivatives go through them as if they had been computed.
     """
-    leads, values = _leads(network, params, data), iter(products)
-
-    def recall(product: Array) -> Array:
-        return _valued(product, next(values)) if leads(product) else product
-
-    return _evaluate(network, params, data, recall)
+    return _recalled(network, params, data, products)[0]
 
 
 def pullback(
@@ -63,7 +59,9 @@ def pullback(
 ) -> tuple[Any, Callable[[Any], tuple[Any]]]:
     """As `jax.vjp`, of the parameters: outputs [T, ...], and cotangents of them -> (of `params`,).
 
-    The cotangents are pulled back in blocks, so that what lies between the layers fits a cache.
+    On a CPU, what leads to the last convolution is pulled back in blocks of times, so that what
+    lies between the layers fits a cache. What follows it is pulled back whole: a dense layer's
+    gradient is as large as its data, and each block would read and write the sum of them.
 
     Args:
       network: (params, data) -> outputs.
@@ -71,29 +69,115 @@ def pullback(
       data: [T, ...].
       products: as `kept` gave them at each of T times, stacked.
     """
-    length = jax.tree.leaves(data)[0].shape[0]
-    room = length * _BLOCK // max(sum(x.nbytes for x in products), 1)
-    size = max((n for n in range(1, length + 1) if length % n == 0 and n <= room), default=1)
+    cut, leading = _waist(network, params, jax.tree.map(lambda x: x[0], data))
 
-    def blocks(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
-
-    def outputs(params: Any, data: Any, products: Sequence[Array]) -> Any:
+    def outputs(params: Any, products: Sequence[Array], cut: int | None = None) -> Any:
         def one(data: Any, products: Sequence[Array]) -> Any:
-            return recalled(network, params, data, products)
+            return _recalled(network, params, data, products, cut)[0]
 
         return jax.vmap(one)(data, products)
 
+    def whole(cotangents: Any) -> Any:
+        return jax.vjp(lambda p: outputs(p, products), params)[1](cotangents)[0]
+
+    def in_blocks(cotangents: Any) -> Any:
+        if cut is None:
+            return whole(cotangents)
+
+        def following(params: Any, waist: Array) -> Any:
+            return outputs(params, [*products[:cut], waist, *products[cut + 1 :]], cut)
+
+        _, transposed = jax.vjp(following, params, products[cut])
+        gradients, at_waist = transposed(cotangents)
+        leaves, tree = jax.tree.flatten(params)
+
+        def add(totals: list[Array], block: Any) -> tuple[list[Array], None]:
+            data, products, at_waist = block
+
+            def to_waist(some: list[Array]) -> Array:
+                every = jax.tree.unflatten(tree, _with(leaves, leading, some))
+
+                def one(data: Any, products: Sequence[Array]) -> Array:
+                    return _recalled(network, every, data, products)[1][cut]
+
+                return jax.vmap(one)(data, products)
+
+            _, transposed = jax.vjp(to_waist, [leaves[i] for i in leading])
+            return jax.tree.map(jnp.add, totals, transposed(at_waist)[0]), None
+
+        size, every = _block(products[: cut + 1]), jax.tree.leaves(gradients)
+        blocks = jax.tree.map(
+            lambda x: x.reshape(-1, size, *x.shape[1:]), (data, products, at_waist)
+        )
+        totals, _ = jax.lax.scan(add, [every[i] for i in leading], blocks)
+        return jax.tree.unflatten(tree, _with(every, leading, totals))
+
     def pull(cotangents: Any) -> tuple[Any]:
-        def add(total: Any, block: Any) -> tuple[Any, None]:
-            data, products, cotangents = block
-            _, transposed = jax.vjp(lambda p: outputs(p, data, products), params)
-            return jax.tree.map(jnp.add, total, transposed(cotangents)[0]), None
+        return (jax.lax.platform_dependent(cotangents, cpu=in_blocks, default=whole),)
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return (jax.lax.scan(add, zeros, blocks((data, products, cotangents)))[0],)
+    return outputs(params, products), pull
 
-    return outputs(params, data, products), pull
+
+def _with(leaves: Sequence[Array], places: Sequence[int], others: Sequence[Array]) -> list[Array]:
+    changed = dict(zip(places, others, strict=True))
+    return [changed.get(i, leaf) for i, leaf in enumerate(leaves)]
+
+
+def _block(products: Sequence[Array]) -> int:
+    """How many times' products are pulled back at once: a divisor of all."""
+    length = products[0].shape[0]
+    room = length * _BLOCK // max(sum(x.nbytes for x in products), 1)
+    return max((n for n in range(1, length + 1) if length % n == 0 and n <= room), default=1)
+
+
+def _recalled(
+    network: Callable[..., Any],
+    params: Any,
+    data: Any,
+    products: Sequence[Array],
+    cut: int | None = None,
+) -> tuple[Any, list[Array]]:
+    """The outputs, and the products; that at `cut` is a value, and the product of nothing."""
+    leads, met = _leads(network, params, data), list[Array]()
+
+    def recall(product: Array) -> Array:
+        if not leads(product):
+            return product
+        value = products[len(met)]
+        met.append(value if len(met) == cut else _valued(product, value))
+        return met[-1]
+
+    return _evaluate(network, params, data, recall), met
+
+
+def _waist(network: Callable[..., Any], params: Any, data: Any) -> tuple[int | None, list[int]]:
+    """The last convolution among the products, and the leaves of `params` that lead to it.
+
+    None if there is none, or if its result is not all that the outputs know of the data.
+    """
+    program, number = jax.make_jaxpr(network)(params, data), len(jax.tree.leaves(params))
+    # What a value depends on: leaves by their numbers, and the data by the next one.
+    inputs = [frozenset({min(i, number)}) for i in range(len(program.in_avals))]
+
+    def through(cut: int | None) -> tuple[list[frozenset[int]], list[tuple[str, frozenset[int]]]]:
+        leads, met = _leads(network, params, data), list[tuple[str, frozenset[int]]]()
+
+        def rule(eqn: _jax.JaxprEqn, operands: list[frozenset[int]]) -> list[frozenset[int]]:
+            depends: frozenset[int] = frozenset().union(*operands)
+            product: Any = eqn.outvars[0].aval
+            if number in depends and _terms(eqn) >= _WORTH_KEEPING and leads(product):
+                met.append((eqn.primitive.name, depends))
+                if len(met) - 1 == cut:
+                    depends = frozenset()
+            return [depends] * len(eqn.outvars)
+
+        return _jax.interpret(program, inputs, rule, lift=lambda _: frozenset()), met
+
+    _, met = through(None)
+    cut = max((i for i, (name, _) in enumerate(met) if name in _CONVOLUTIONS), default=None)
+    if cut is None or any(number in output for output in through(cut)[0]):
+        return None, []
+    return cut, sorted(met[cut][1] - {number})
 
 
 def _leads(network: Callable[..., Any], params: Any, data: Any) -> Callable[[Array], bool]:
@@ -155,7 +239,7 @@ def _terms(eqn: _jax.JaxprEqn) -> int:
         case "dot_general":
             [contracted, _], _ = eqn.params["dimension_numbers"]
             return math.prod([int(shapes[0][axis]) for axis in contracted])
-        case "conv_general_dilated" | _convolution.NAME:
+        case name if name in _CONVOLUTIONS:
             features = eqn.params["dimension_numbers"].rhs_spec[0]
             return math.prod([int(n) for n in shapes[1]]) // int(shapes[1][features])
     return 0

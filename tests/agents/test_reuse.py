@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxsoft import _convolution
 from jaxsoft.agents import _reuse, on_policy
 from jaxsoft.agents.base import Rollout
 from jaxsoft.agents.networks import MLP, ActorCritic, NatureCNN
@@ -65,31 +66,74 @@ def test_recalled_is_the_network_but_for_the_values_given():
     assert_trees_close(out, (products[2] + 1)[..., :2] @ PARAMS[2][:2, :2])
 
 
-@pytest.mark.parametrize("block", [1, 2**13, 2**14, 2**40])
-def test_pulling_back_is_differentiating(monkeypatch, block):
+def images(params, x):
+    """Convolutions of both kinds, then dense layers; the last one's result is all they are told."""
+    first, second, dense, out = params
+    h = jax.nn.relu(_convolution.convolve(x, first, 2))
+    h = jax.lax.conv_general_dilated(h, second, (1, 1), "SAME", dimension_numbers=AXES)
+    h = jnp.tanh(jnp.tanh(h).reshape(h.shape[0], -1) @ dense)
+    return h @ out, h[:, 0] * jnp.sum(dense)
+
+
+def around(params, x):
+    """Something goes around the last convolution."""
+    first, second, dense, out = params
+    h = jax.nn.relu(_convolution.convolve(x, first, 2))
+    h += jax.lax.conv_general_dilated(h, second, (1, 1), "SAME", dimension_numbers=AXES)
+    h = jnp.tanh(h.reshape(h.shape[0], -1) @ dense)
+    return h @ out, h[:, 0] * jnp.sum(second)
+
+
+AXES = ("NHWC", "HWIO", "NHWC")
+IMAGE_PARAMS = tuple(
+    normal(5 + i, *sizes)
+    for i, sizes in enumerate([(4, 4, 8, 16), (3, 3, 16, 16), (144, WIDE), (WIDE, 2)])
+)
+IMAGES = normal(9, T, N, 8, 8, 8)
+
+
+@pytest.mark.parametrize("block", [1, 2**15, 2**16, 2**40])
+@pytest.mark.parametrize(
+    ("network", "params", "data"),
+    [(mixed, PARAMS, DATA), (images, IMAGE_PARAMS, IMAGES), (around, IMAGE_PARAMS, IMAGES)],
+)
+def test_pulling_back_is_differentiating(network, params, data, block, monkeypatch):
     monkeypatch.setattr(_reuse, "_BLOCK", block)
-    _, products = kept_at_each_time(mixed, PARAMS, DATA)
-    out, pull = _reuse.pullback(mixed, PARAMS, DATA, products)
+    _, products = kept_at_each_time(network, params, data)
+    out, pull = _reuse.pullback(network, params, data, products)
     # A branch is taken for each time, as when it was kept.
-    expected, transpose = jax.vjp(lambda p: jax.lax.map(lambda x: mixed(p, x), DATA), PARAMS)
+    expected, transpose = jax.vjp(lambda p: jax.lax.map(lambda x: network(p, x), data), params)
     assert_trees_close(out, expected)
     cotangents = jax.tree.map(jnp.cos, expected)
     assert_trees_close(pull(cotangents), transpose(cotangents))
+    on_cuda = jax.export.export(jax.jit(pull), platforms=["cuda"])(cotangents)
+    assert "while" not in on_cuda.mlir_module() or network is mixed
 
 
-def blocks_of(block, monkeypatch):
-    monkeypatch.setattr(_reuse, "_BLOCK", block)
-    _, products = kept_at_each_time(mixed, PARAMS, DATA)
-    one = sum(x.nbytes for x in products) / T
-    program = jax.make_jaxpr(_reuse.pullback(mixed, PARAMS, DATA, products)[1])(mixed(PARAMS, DATA))
-    [loop] = [eqn for eqn in program.eqns if eqn.primitive.name == "scan"][-1:]
-    return one, T // loop.params["length"]
+def lengths(network, params, data, room, monkeypatch):
+    """Of the loop over blocks, if there is one, with room for the products of so many times."""
+    _, products = kept_at_each_time(network, params, data)
+    upto = sum(x.nbytes for x in products[:2])
+    monkeypatch.setattr(_reuse, "_BLOCK", int(room * upto / T))
+    out, pull = _reuse.pullback(network, params, data, products)
+    [choice] = [eqn for eqn in jax.make_jaxpr(pull)(out).eqns if eqn.primitive.name == "cond"]
+    branches = [{e.primitive.name: e.params for e in b.eqns} for b in choice.params["branches"]]
+    assert sum("scan" in branch for branch in branches) <= 1
+    return [branch["scan"]["length"] for branch in branches if "scan" in branch]
 
 
 @pytest.mark.parametrize(("room", "expected"), [(0, 1), (1, 1), (2.5, 2), (5, 3), (6, 6), (99, 6)])
 def test_blocks_are_the_largest_that_divide_and_fit(monkeypatch, room, expected):
-    one, _ = blocks_of(1, monkeypatch)
-    assert blocks_of(int(room * one), monkeypatch)[1] == expected
+    assert lengths(images, IMAGE_PARAMS, IMAGES, room, monkeypatch) == [T // expected]
+
+
+def test_only_what_leads_to_the_last_convolution_is_pulled_back_in_blocks(monkeypatch):
+    assert _reuse._waist(images, IMAGE_PARAMS, IMAGES[0]) == (1, [0, 1])
+    for network in (mixed, around):
+        params, data = (PARAMS, DATA) if network is mixed else (IMAGE_PARAMS, IMAGES)
+        assert _reuse._waist(network, params, data[0]) == (None, [])
+    # No loop of the pullback's own.
+    assert lengths(around, IMAGE_PARAMS, IMAGES, 1, monkeypatch) == []
 
 
 def test_nothing_dear_nothing_kept():
