@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxsoft import squashed
 from jaxsoft.algorithms import (
     actor_critic,
     damped_natural_q,
@@ -97,6 +98,7 @@ __all__ = [
     "soft_q_loss",
     "soft_q_targets",
     "soft_value",
+    "squashed",
     "take_action",
     "td_errors",
     "tied_soft_q",

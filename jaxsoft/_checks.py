@@ -55,8 +55,10 @@ _RANGES = {
     "discount": _Range(0, 1, "Pass a discount, such as 0.99."),
     "discount_t": _Range(0, 1, "Pass a discount, such as 0.99, and 0 at a termination."),
     "epsilon": _Range(0, np.inf, "It is the share of the new target; 1 is all of it."),
+    "high": _Range(-np.inf, np.inf, "Pass the greatest action of a bounded box."),
     "lambda_": _Range(0, 1, "At 0 one step is summed, at 1 the whole rollout."),
     "learning_starts": _Range(0, np.inf, "At 0 learning starts with the first rollout."),
+    "low": _Range(-np.inf, np.inf, "Pass the least action of a bounded box."),
     "mixing": _Range(0, 1, "It is the share of Q-learning."),
     "step_size": _Range(-np.inf, np.inf, "Pass the length of the natural gradient step."),
     "tau": _Range(0, np.inf, "At 0 the maximum is hard."),
@@ -323,6 +325,36 @@ def sequences(function: str, **inputs: ArrayLike) -> Sequences:
     """Per-step floating arrays [T, ...] and scalars, ready to be combined."""
     arrays = {name: floating(function, name, x) for name, x in inputs.items()}
     shape = common_shape(function, **arrays)
+    dtype = result_dtype(*arrays.values())
+    compute = computing_dtype(dtype)
+    return Sequences(tuple(x.astype(compute) for x in arrays.values()), shape, dtype)
+
+
+def vectors(function: str, **inputs: ArrayLike) -> Sequences:
+    """Arrays of vectors [..., D] with the same axes, of which those of the batch may be 1."""
+    arrays = {name: floating(function, name, x) for name, x in inputs.items()}
+    for name, x in arrays.items():
+        if not x.ndim:
+            raise fail(
+                function,
+                "a scalar",
+                f"{name} to be [..., D], whose last axis is dimensions",
+                "Add the axis: x[..., None].",
+            )
+    for (one, x), (other, y) in itertools.combinations(arrays.items(), 2):
+        batches = zip(x.shape[:-1], y.shape[:-1], strict=False)
+        if (
+            x.ndim != y.ndim
+            or x.shape[-1] != y.shape[-1]
+            or any(m != n and 1 not in (m, n) for m, n in batches)
+        ):
+            raise fail(
+                function,
+                f"{list(x.shape)} and {list(y.shape)}",
+                f"{one} and {other} to have the same axes [..., D], those of the batch equal or 1",
+                f"Broadcast it explicitly, if that is meant: jnp.broadcast_to({other}, …).",
+            )
+    shape = np.broadcast_shapes(*(x.shape for x in arrays.values()))
     dtype = result_dtype(*arrays.values())
     compute = computing_dtype(dtype)
     return Sequences(tuple(x.astype(compute) for x in arrays.values()), shape, dtype)
