@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxsoft.agents import networks, off_policy, on_policy
+from jaxsoft.agents import networks, off_policy, on_policy, soft_actor_critic, temperature
 from jaxsoft.agents.base import Agent
 
-__all__ = ["HEADS", "Make", "Problem", "along", "descending", "from_replay", "network_for"]
+__all__ = [
+    "HEADS",
+    "Make",
+    "Problem",
+    "actor_and_critic",
+    "along",
+    "descending",
+    "from_replay",
+    "network_for",
+]
 
 
 class Problem(NamedTuple):
@@ -20,17 +32,22 @@ class Problem(NamedTuple):
 
     Attributes:
       observation: shape and dtype of one.
-      num_actions: A.
+      action: the `Space` of one.
       torso: a Flax module from [N, *O] to features [N, F].
       stack: frames of which an observation is a stack, else 1.
       steps: environment steps of the whole run, which set the schedules.
     """
 
     observation: Any
-    num_actions: int
+    action: Any
     torso: Any
     stack: int
     steps: int
+
+    @property
+    def num_actions(self) -> int:
+        """A of finitely many actions, D of real numbers."""
+        return int(self.action.categories or math.prod(self.action.shape))
 
 
 Make = Callable[..., Agent]
@@ -45,8 +62,11 @@ HEADS: dict[str, tuple[type[Any], on_policy.Head]] = {
 
 def network_for(head: str, problem: Problem) -> Any:
     """The Flax network of a head."""
-    module, _ = HEADS[head]
-    return module(problem.torso, problem.num_actions, len(problem.observation.shape))
+    ndim = len(problem.observation.shape)
+    if head == "soft_actor_critic":
+        continuous = not problem.action.categories
+        return networks.SoftActorCritic(problem.torso, problem.num_actions, ndim, continuous)
+    return HEADS[head][0](problem.torso, problem.num_actions, ndim)
 
 
 def descending(loss: on_policy.StepLoss) -> Make:
@@ -58,7 +78,7 @@ def descending(loss: on_policy.StepLoss) -> Make:
             loss,
             head=HEADS[head][1],
             optimiser=_optimiser(settings, problem),
-            objective=settings.objective(),
+            objective=_objective(settings, problem),
             differentiates_target=differentiates_target,
         )
 
@@ -75,7 +95,7 @@ def along(direction: Callable[..., on_policy.Direction]) -> Make:
             direction(damping=settings.damping, solver=settings.solver),
             head=HEADS[head][1],
             optimiser=_optimiser(settings, problem),
-            objective=settings.objective(),
+            objective=_objective(settings, problem),
         )
 
     return make
@@ -87,7 +107,7 @@ def from_replay(
     """Agents that learn from a replay."""
     del differentiates_target
     falling = max(1, int(settings.epsilon_share * problem.steps))
-    objective = settings.objective()
+    objective = _objective(settings, problem)
     return off_policy.agent(
         *_network(head, problem),
         optimiser=_optimiser(settings, problem),
@@ -105,6 +125,64 @@ def from_replay(
         steps_per_gradient=settings.steps_per_gradient,
         target_period=settings.target_period,
     )
+
+
+def actor_and_critic(
+    head: str, settings: Any, problem: Problem, *, differentiates_target: bool
+) -> Agent:
+    """Agents of a policy and action values that share nothing, which learn from a replay."""
+    del differentiates_target
+    network = network_for(head, problem)
+    _, init_params = _network(head, problem)
+    objective, space = _objective(settings, problem), problem.action
+    if space.categories:
+        kind = soft_actor_critic.categories(space.categories, log_prior=objective.log_prior)
+    else:
+        low, high = (np.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
+        volume = objective.log_prior is not None
+        kind = soft_actor_critic.box(low, high, space.dtype, volume=volume)
+
+    def values(params: Any, observation: Any, action: Any) -> Any:
+        return network.apply(params, observation, action, method="values")
+
+    return soft_actor_critic.agent(
+        functools.partial(network.apply, method="policy"),
+        values,
+        init_params,
+        kind,
+        optimiser=_optimiser(settings, problem),
+        num_envs=settings.num_envs,
+        observation=problem.observation,
+        stack=problem.stack,
+        capacity=settings.capacity,
+        batch_size=settings.batch_size,
+        discount=objective.discount,
+        tau=objective.tau,
+        learning_starts=settings.learning_starts,
+        steps_per_gradient=settings.steps_per_gradient,
+        averaging=settings.averaging,
+    )
+
+
+def _objective(settings: Any, problem: Problem) -> on_policy.Objective:
+    """With τ as the settings have it change."""
+    objective: on_policy.Objective = settings.objective()
+    if settings.final_tau is not None:
+        updates = settings.gradient_steps(problem.steps)
+        tau: Any = optax.linear_schedule(settings.tau, settings.final_tau, updates)
+    elif settings.target_kl is not None or settings.target_entropy is not None:
+        # The greatest entropy, by which the KLs to the two measures differ.
+        most = math.log(problem.num_actions)
+        if not problem.action.categories:
+            most = problem.num_actions * math.log(2)
+        target = settings.target_kl
+        if target is None:
+            target = most - settings.target_entropy
+        target -= 0 if objective.log_prior is None else most
+        tau = temperature.tuned(target, start=settings.tau, learning_rate=settings.tau_rate or 1e-2)
+    else:
+        return objective
+    return objective._replace(tau=tau)
 
 
 def _network(head: str, problem: Problem) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -20,9 +20,29 @@ from jax import Array
 from jaxsoft import _checks
 from jaxsoft._convolution import convolve
 
-__all__ = ["MLP", "ActorCritic", "Conv", "NatureCNN", "QNetwork", "torso_for"]
+__all__ = [
+    "ACTIVATIONS",
+    "LOG_STD",
+    "MLP",
+    "ActorCritic",
+    "Conv",
+    "NatureCNN",
+    "QNetwork",
+    "SoftActorCritic",
+    "torso_for",
+]
 
 orthogonal = nn.initializers.orthogonal
+
+LOG_STD = (-5.0, 2.0)
+"""Bounds of log σ."""
+_FROM_ONE = float(np.log(5 / 2))  # where log σ = 0
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
 
 
 class Conv(nn.Module):
@@ -80,6 +100,7 @@ class NatureCNN(nn.Module):
       native: whether to use XLA's convolutions on a CPU as well.
       centred: whether to subtract each image's mean. What moves is a few pixels on a bright
         ground, whose constant share of every gradient slows learning down.
+      layer_norm: whether each layer is normalised before it is rectified.
 
     Reference: Mnih et al. (2015), *Human-level control through deep reinforcement learning*.
     """
@@ -87,6 +108,7 @@ class NatureCNN(nn.Module):
     dtype: Any = jnp.float32
     native: bool = False
     centred: bool = False
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -96,22 +118,34 @@ class NatureCNN(nn.Module):
             x = x - jnp.mean(x, axis=(1, 2, 3), keepdims=True)
         x = x.transpose(0, 2, 3, 1).astype(self.dtype) / 255
         for features, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-            x = nn.relu(Conv(features, kernel, stride, self.dtype, self.native)(x))
-        return nn.relu(_dense(512, np.sqrt(2), self.dtype)(x.reshape(x.shape[0], -1)))
+            x = Conv(features, kernel, stride, self.dtype, self.native)(x)
+            x = nn.relu(_normalised(x) if self.layer_norm else x)
+        x = _dense(512, np.sqrt(2), self.dtype)(x.reshape(x.shape[0], -1))
+        return nn.relu(_normalised(x) if self.layer_norm else x)
 
 
 class MLP(nn.Module):
-    """Layers of tanh units on flattened observations [N, ...]: features [N, hidden[-1]]."""
+    """Layers on flattened observations [N, ...]: features [N, hidden[-1]].
+
+    Attributes:
+      hidden: sizes of the layers.
+      dtype: to compute in.
+      activation: `"tanh"`, `"relu"` or `"silu"`.
+      layer_norm: whether each layer is normalised before it is activated.
+    """
 
     hidden: Sequence[int] = (64, 64)
     dtype: Any = jnp.float32
+    activation: str = "tanh"
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Features of a batch of vectors."""
         x = x.reshape(x.shape[0], -1).astype(self.dtype)
         for size in self.hidden:
-            x = nn.tanh(_dense(size, np.sqrt(2), self.dtype)(x))
+            x = _dense(size, np.sqrt(2), self.dtype)(x)
+            x = ACTIVATIONS[self.activation](_normalised(x) if self.layer_norm else x)
         return x
 
 
@@ -156,6 +190,113 @@ class QNetwork(nn.Module):
         return q.reshape(*leading, self.num_actions)
 
 
+class SoftActorCritic(nn.Module):
+    """A policy, and K networks of action values, which share nothing: (policy, q [K, ...]).
+
+    Of D real numbers the policy is (mean [..., D], log σ [..., D]) of a Gaussian before it is
+    squashed, and actions [..., D] in (−1, 1) are part of the action values' input. Of A categories
+    it is log π [..., A], and q is [K, ..., A].
+
+    Attributes:
+      torso: a module from [N, *O] to features [N, F].
+      num_actions: A, or D.
+      observation_ndim: axes of one observation.
+      continuous: whether actions are real numbers.
+      number: K.
+    """
+
+    torso: nn.Module
+    num_actions: int
+    observation_ndim: int
+    continuous: bool
+    number: int = 2
+
+    def setup(self) -> None:
+        """Makes the parts."""
+        shared = (self.torso.clone(parent=None), self.num_actions, self.observation_ndim)
+        self.actor = (_Gaussian if self.continuous else _Categorical)(*shared)
+        one = (_ActionValue if self.continuous else QNetwork)(*shared, parent=None)
+        self.critic = _Several(one, self.number)
+
+    def __call__(self, observation: Array) -> tuple[Any, Array]:
+        """Both, of some action, at observations [..., *O]."""
+        leading = observation.shape[: observation.ndim - self.observation_ndim]
+        action = jnp.zeros((*leading, self.num_actions)) if self.continuous else None
+        return self.policy(observation), self.values(observation, action)
+
+    def policy(self, observation: Array) -> Any:
+        """The policy at observations [..., *O]."""
+        return self.actor(observation)
+
+    def values(self, observation: Array, action: Array | None = None) -> Array:
+        """Action values [K, ...] of actions [..., D]; without them, of all: [K, ..., A]."""
+        given = (observation,) if action is None else (observation, action)
+        return self.critic(*given)
+
+
+class _Several(nn.Module):
+    """So many networks that differ in their parameters alone, in one batch."""
+
+    one: nn.Module
+    number: int
+
+    @nn.compact
+    def __call__(self, *inputs: Array) -> Array:
+        one = self.one.clone(parent=None)
+
+        def init(key: Array) -> Any:
+            return jax.vmap(lambda key: one.init(key, *inputs))(jax.random.split(key, self.number))
+
+        params = self.param("several", init)
+        outputs: Array = jax.vmap(lambda params: one.apply(params, *inputs))(params)
+        return outputs
+
+
+class _Categorical(nn.Module):
+    torso: nn.Module
+    num_actions: int
+    observation_ndim: int
+
+    @nn.compact
+    def __call__(self, observation: Array) -> Array:
+        leading, x = _features(self.torso, observation, self.observation_ndim)
+        logits = _wide(_dense(self.num_actions, 0.01, x.dtype, name="policy")(x))
+        return jax.nn.log_softmax(logits).reshape(*leading, self.num_actions)
+
+
+class _Gaussian(nn.Module):
+    torso: nn.Module
+    num_actions: int
+    observation_ndim: int
+
+    @nn.compact
+    def __call__(self, observation: Array) -> tuple[Array, Array]:
+        leading, x = _features(self.torso, observation, self.observation_ndim)
+        out = _wide(_dense(2 * self.num_actions, 0.01, x.dtype, name="policy")(x))
+        mean, spread = jnp.split(out.reshape(*leading, -1), 2, axis=-1)
+        low, high = LOG_STD
+        # Bounded smoothly: a clip would leave no way back.
+        return mean, low + (high - low) * nn.sigmoid(spread + _FROM_ONE)
+
+
+class _ActionValue(nn.Module):
+    torso: nn.Module
+    num_actions: int
+    observation_ndim: int
+
+    @nn.compact
+    def __call__(self, observation: Array, action: Array) -> Array:
+        if self.observation_ndim == 1:
+            joint = jnp.concatenate([observation.astype(action.dtype), action], axis=-1)
+            leading, x = _features(self.torso, joint, 1)
+        else:
+            leading, seen = _features(self.torso, observation, self.observation_ndim)
+            joint = jnp.concatenate([seen, action.reshape(len(seen), -1).astype(seen.dtype)], -1)
+            x = nn.relu(_dense(256, np.sqrt(2), seen.dtype)(joint))
+        value: Array = _dense(1, 1.0, x.dtype, name="action_value")(x)
+        return _wide(value).reshape(leading)
+
+
 def torso_for(
     observation_shape: Sequence[int],
     observation_dtype: Any,
@@ -164,11 +305,17 @@ def torso_for(
     dtype: Any = jnp.float32,
     native: bool = False,
     centred: bool = False,
+    activation: str = "tanh",
+    layer_norm: bool = False,
 ) -> nn.Module:
     """The usual torso: `NatureCNN` for images of bytes [C, H, W], an `MLP` for all else."""
     if len(observation_shape) == 3 and jnp.dtype(observation_dtype) == jnp.uint8:
-        return NatureCNN(dtype=dtype, native=native, centred=centred)
-    return MLP(tuple(hidden), dtype=dtype)
+        return NatureCNN(dtype=dtype, native=native, centred=centred, layer_norm=layer_norm)
+    return MLP(tuple(hidden), dtype=dtype, activation=activation, layer_norm=layer_norm)
+
+
+def _normalised(x: Array) -> Array:
+    return nn.LayerNorm(dtype=x.dtype, param_dtype=jnp.float32)(x)
 
 
 def _dense(size: int, gain: float, dtype: Any, name: str | None = None) -> nn.Dense:

@@ -7,19 +7,28 @@ its entry.
 
 Defaults come in pairs, for images and for vectors. Those for images are of the code that the
 paper's authors ran, openai/baselines' A2C [A2C] and DQN [DQN] of 2017; those for vectors were found
-by trial, on small games.
+by trial, on small games. Soft actor-critic's are of its paper [SAC].
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from jaxsoft.agents import natural, on_policy
-from jaxsoft.agents._make import Make, Problem, along, descending, from_replay, network_for
+from jaxsoft.agents._make import (
+    Make,
+    Problem,
+    actor_and_critic,
+    along,
+    descending,
+    from_replay,
+    network_for,
+)
 from jaxsoft.agents.base import Agent
 from jaxsoft.agents.settings import (
     OnPolicy,
@@ -35,6 +44,7 @@ __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "Problem",
+    "actor_and_critic",
     "along",
     "descending",
     "from_replay",
@@ -69,7 +79,7 @@ class SolvedActorCritic(Solved, ActorCritic):
 
 
 @dataclass(frozen=True)
-class Replay(Settings):
+class Remembering(Settings):
     """An agent that learns from a replay."""
 
     capacity: int = option(
@@ -91,25 +101,6 @@ class Replay(Settings):
         source="DQN",
         least=1,
         type=count,
-    )
-    target_period: int = option(
-        "environment steps between copies to the target network",
-        10_000,
-        vectors=500,
-        source="DQN",
-        least=1,
-        type=count,
-    )
-    epsilon: float = option(
-        "the last ε of the exploration", 0.01, source="DQN", least=0, most=1, type=float
-    )
-    epsilon_share: float = option(
-        "share of the steps over which ε falls from 1",
-        0.1,
-        source="DQN",
-        least=0,
-        most=1,
-        type=float,
     )
 
     def gradient_steps(self, steps: int) -> int:
@@ -163,18 +154,59 @@ class Replay(Settings):
 
 
 @dataclass(frozen=True)
+class Replay(Remembering):
+    """With action values that are explored ε-greedily, and a target network that is copied."""
+
+    target_period: int = option(
+        "environment steps between copies to the target network",
+        10_000,
+        vectors=500,
+        source="DQN",
+        least=1,
+        type=count,
+    )
+    epsilon: float = option(
+        "the last ε of the exploration", 0.01, source="DQN", least=0, most=1, type=float
+    )
+    epsilon_share: float = option(
+        "share of the steps over which ε falls from 1",
+        0.1,
+        source="DQN",
+        least=0,
+        most=1,
+        type=float,
+    )
+
+
+@dataclass(frozen=True)
+class ReplayActorCritic(Remembering):
+    """With a policy of its own, and a target network that follows slowly."""
+
+    averaging: float = option(
+        "share of the parameters that the target network takes over in a gradient step",
+        0.005,
+        source="SAC",
+        least=0,
+        most=1,
+        type=float,
+    )
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """One algorithm.
 
     Attributes:
       about: in a line of the help.
-      head: `"actor_critic"`, (v, log π), or `"q"`.
+      head: `"actor_critic"`, (v, log π); `"q"`; or `"soft_actor_critic"`, a policy and two Qs.
       settings: the dataclass of its settings.
       make: (head, settings, problem, *, differentiates_target) -> agent.
       differentiates_target: whether its loss has a gradient into what it bootstraps from.
       images: its defaults on images where they are not those of its settings.
       vectors: those on other observations.
+      architecture: what its network has otherwise than others'.
       fixed: settings that it cannot have otherwise.
+      actions: which it can choose among: `"categories"`, `"numbers"` or `"either"`.
       soft: whether it needs τ > 0.
       seeds: how they had better learn: `"in turn"` where the update has conditions in it, of which
         seeds side by side would compute both branches; `"side by side"` where each turn would
@@ -188,7 +220,9 @@ class Algorithm:
     differentiates_target: bool = False
     images: Mapping[str, Any] = field(default_factory=dict)
     vectors: Mapping[str, Any] = field(default_factory=dict)
+    architecture: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    actions: Literal["categories", "numbers", "either"] = "categories"
     soft: bool = False
     seeds: Literal["either", "in turn", "side by side"] = "either"
 
@@ -248,6 +282,29 @@ _FROM_REPLAY: dict[str, Any] = {
     "seeds": "side by side",
     "images": _REPLAY,
     "vectors": _REPLAY | {"learning_rate": 1e-3, "schedule": "linear"},
+}
+_ACTOR_AND_CRITIC: dict[str, Any] = {
+    "head": "soft_actor_critic",
+    "make": actor_and_critic,
+    "settings": ReplayActorCritic,
+    "seeds": "side by side",
+    "soft": True,
+    "fixed": {"n": 1},
+    "architecture": {"hidden": (256, 256), "activation": "relu"},
+}
+_OF_SAC = {
+    "num_envs": 1,
+    "rollout_length": 1,
+    "batch_size": 256,
+    "steps_per_gradient": 1,
+    "learning_starts": 10_000,
+    "capacity": 1_000_000,
+    "optimiser": "adam",
+    "learning_rate": 3e-4,
+    "schedule": "constant",
+    "max_gradient_norm": math.inf,
+    "tau": 1.0,
+    "tau_rate": 3e-4,
 }
 _SOLVED = {"optimiser": "sgd", "learning_rate": 0.3, "max_gradient_norm": 5.0}
 
@@ -323,6 +380,39 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             settings=ActorCritic,
             make=descending(on_policy.pgq),
             vectors={"tau": 0.05},
+        ),
+        "soft_pqn": Algorithm(
+            "n-step soft Q-learning with normalised layers: no replay, no target network",
+            head="q",
+            settings=OnPolicy,
+            make=descending(on_policy.nstep_soft_q),
+            images={"optimiser": "adam", "learning_rate": 2.5e-4, "tau": 0.01},
+            vectors={"tau": 0.05},
+            architecture={"layer_norm": True},
+            soft=True,
+        ),
+        "sac": Algorithm(
+            "soft actor-critic for actions that are real numbers, τ tuned to an entropy of −D",
+            **_ACTOR_AND_CRITIC,
+            images=_OF_SAC,
+            vectors=_OF_SAC,
+            actions="numbers",
+        ),
+        "discrete_sac": Algorithm(
+            "soft actor-critic for finitely many actions",
+            **_ACTOR_AND_CRITIC,
+            images=_OF_SAC | {"num_envs": 8, "rollout_length": 4, "steps_per_gradient": 4},
+            vectors=_OF_SAC
+            | {
+                "num_envs": 8,
+                "rollout_length": 1,
+                "steps_per_gradient": 4,
+                "batch_size": 64,
+                "learning_starts": 1_000,
+                "capacity": 50_000,
+                "learning_rate": 1e-3,
+                "tau": 0.05,
+            },
         ),
         "dqn": Algorithm(
             "replay, target network, hard maximum (81)",

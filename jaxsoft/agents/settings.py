@@ -160,6 +160,27 @@ class Settings:
         least=0,
         type=float,
     )
+    final_tau: float | None = option(
+        "τ at the end, to which it changes linearly", group="objective", least=0, type=float
+    )
+    target_kl: float | None = option(
+        "tunes τ, from --tau on, so that the policy's KL to the uniform one becomes this",
+        group="objective",
+        least=0,
+        type=float,
+    )
+    target_entropy: float | None = option(
+        "the same by the policy's entropy; of real numbers, in units of half their range",
+        group="objective",
+        least=-math.inf,
+        type=float,
+    )
+    tau_rate: float | None = option(
+        "step size of Adam on log τ where that is tuned; by default 0.01, SAC's 3e-4",
+        group="objective",
+        least=0,
+        type=float,
+    )
     prior: str = option(
         "π̄: uniform (KL penalty) or counting (entropy bonus)",
         "uniform",
@@ -222,11 +243,26 @@ class Settings:
     def check(self, steps: int) -> None:
         """Refuses what cannot be run, with what to do about it."""
         check_range(self)
+        self._check_tau()
         per_update = self.num_envs * self.rollout_length
         if steps < per_update:
             raise SettingsError(
                 f"--steps {steps:_} is less than one update, --num-envs {self.num_envs} x "
                 f"--rollout-length {self.rollout_length}. Give at least {per_update}."
+            )
+
+    def _check_tau(self) -> None:
+        ways = ("final_tau", "target_kl", "target_entropy")
+        given = [name for name in ways if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise SettingsError(
+                f"{said(given[0], getattr(self, given[0]))} does not go with {flag(given[1])}: τ "
+                "changes in one way. Give one of them."
+            )
+        if given and given != ["final_tau"] and not self.tau > 0:
+            raise SettingsError(
+                f"--tau 0 does not go with {flag(given[0])}: τ is tuned by factors. Start from a "
+                "positive one."
             )
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-__all__ = ["Temperature", "constant", "held", "of", "scheduled"]
+from jaxsoft import _checks, losses
+
+__all__ = ["Temperature", "constant", "held", "of", "scheduled", "tuned"]
 
 
 class Temperature(NamedTuple):
@@ -45,6 +49,37 @@ def held(tau: ArrayLike) -> Temperature:
 def scheduled(schedule: Callable[[Array], ArrayLike]) -> Temperature:
     """τ as a function of the gradient steps taken, such as one of Optax's schedules."""
     return Temperature(lambda: jnp.zeros((), jnp.int32), schedule, lambda count, _: count + 1)
+
+
+def tuned(target_kl: ArrayLike, *, start: float = 1.0, learning_rate: float = 3e-4) -> Temperature:
+    """τ so that the policy's KL to its prior becomes κ: it rises while the KL is greater.
+
+    Descends on the dual τ(κ − KL) in log τ, by Adam. A target entropy H̄ is κ = log A − H̄ for A
+    actions and the uniform prior, and −H̄ for the counting one.
+
+    Args:
+      target_kl: κ, greater than the least KL that the prior's measure allows.
+      start: τ at first.
+      learning_rate: of Adam.
+    """
+    if not start > 0:
+        raise _checks.fail("temperature.tuned", f"`start` = {start}", "τ > 0", "Start from 1.0.")
+    optimiser = optax.adam(learning_rate)
+
+    def init() -> tuple[Array, Any]:
+        log_tau = jnp.log(jnp.asarray(start, jnp.float32))
+        return log_tau, optimiser.init(log_tau)
+
+    def update(state: Any, kl: Array) -> Any:
+        log_tau, memory = state
+
+        def dual(log_tau: Array) -> Array:
+            return losses.temperature_loss(jnp.exp(log_tau), kl, target_kl)
+
+        step, memory = optimiser.update(jax.grad(dual)(log_tau), memory)
+        return log_tau + step, memory
+
+    return Temperature(init, lambda state: jnp.exp(state[0]), update)
 
 
 def of(tau: ArrayLike | Temperature | Callable[[Array], ArrayLike]) -> Temperature:

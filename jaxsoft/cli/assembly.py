@@ -38,9 +38,11 @@ def problem(config: Config) -> Problem:
         hidden=config.hidden,
         dtype=jnp.dtype(config.dtype),
         centred=bool(config.centred),
+        activation=config.activation or "tanh",
+        layer_norm=bool(config.layer_norm),
     )
     stack = shape[0] if about.is_atari else 1
-    return Problem(about.observation, about.action.categories, torso, stack, config.steps)
+    return Problem(about.observation, about.action, torso, stack, config.steps)
 
 
 def network(config: Config) -> Any:

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxsoft import environments
+from jaxsoft.agents import networks
 from jaxsoft.agents.registry import ALGORITHMS, Algorithm, settings_of
 from jaxsoft.agents.settings import Settings, SettingsError, check_range, count, option, said
 from jaxsoft.training._json import read_json
@@ -44,7 +47,7 @@ class Config:
     the switches of Atari elsewhere.
     """
 
-    game: str = option("any EnvPool id with discrete actions", ..., group="run")
+    game: str = option("any EnvPool id with one player", ..., group="run")
     algorithm: str = option("one of those above", ..., group="run", choices=tuple(ALGORITHMS))
     steps: int = option(
         "agent steps of every seed, all its environments counted; on Atari a step is 4 frames",
@@ -83,12 +86,22 @@ class Config:
         "time limit of a game; by default EnvPool's", group="game", least=1, type=count
     )
     hidden: tuple[int, ...] = option(
-        "tanh layers for vector observations; images get the Nature CNN",
+        "layers for vector observations; images get the Nature CNN",
         (64, 64),
         group="network",
         least=1,
         type=count,
         nargs="+",
+    )
+    activation: str | None = option(
+        "of these layers; by default tanh, relu for soft actor-critics",
+        group="network",
+        choices=tuple(networks.ACTIVATIONS),
+    )
+    layer_norm: bool | None = option(
+        "normalise each layer before it is activated; soft_pqn does",
+        group="network",
+        action=argparse.BooleanOptionalAction,
     )
     centred: bool | None = option(
         "images: subtract each image's mean",
@@ -201,22 +214,22 @@ def complete(given: Mapping[str, Any]) -> Config:
         raise ConfigError(f"--game {given['game']} cannot be trained on: {error}") from error
     name = given["algorithm"]
     entry = ALGORITHMS[name]
-    if not about.action.categories:
-        raise ConfigError(
-            f"--game {about.game} has actions {list(about.action.shape)} of real numbers, and "
-            f"--algorithm {name} chooses among finitely many. Name a game with discrete actions."
-        )
+    _check_actions(about, name)
     images = len(about.observation.shape) == 3
     there = {"centred": images, "episodic_life": about.is_atari, "reward_clip": about.is_atari}
+    there["activation"] = not images
     run: dict[str, Any] = {}
     for key, spec in fields_of(Config).items():
         if key in there and not there[key] and given.get(key) is not None:
-            kind = "a game of images" if key == "centred" else "Atari"
+            kinds = {"centred": "a game of images", "activation": "a game without images"}
+            kind = kinds.get(key, "Atari")
             raise ConfigError(
                 f"{said(key, given[key])} does not go with --game {about.game}: only {kind} has "
                 "it. Leave it out."
             )
         default = spec.metadata["images" if there.get(key, images) else "vectors"]
+        if key == "layer_norm" or not images:
+            default = entry.architecture.get(key, default)
         run[key] = default if given.get(key) is None else given[key]
     if images and given.get("hidden") not in (None, fields_of(Config)["hidden"].default):
         raise ConfigError(
@@ -243,6 +256,32 @@ def complete(given: Mapping[str, Any]) -> Config:
             f"beyond {environments.MOST_SEED:_}. Give smaller seeds, or fewer environments."
         )
     return config
+
+
+def _check_actions(about: environments.About, name: str) -> None:
+    """Refuses an algorithm that cannot choose among a game's actions, and says which can."""
+    kind, wanted = about.action, ALGORITHMS[name].actions
+    having = "categories" if kind.categories else "numbers"
+    if wanted not in (having, "either"):
+        can = [other for other, x in ALGORITHMS.items() if x.actions in (having, "either")]
+        what = {
+            "categories": f"{kind.categories} actions to choose among",
+            "numbers": f"actions {list(kind.shape)} of real numbers",
+        }
+        chooses = {"categories": "chooses among finitely many", "numbers": "acts by real numbers"}
+        raise ConfigError(
+            f"--game {about.game} has {what[having]}, and --algorithm {name} {chooses[wanted]}. "
+            f"Name another game, or one of the algorithms {', '.join(can)}."
+        )
+    if having == "numbers" and not (
+        np.issubdtype(kind.dtype, np.floating)
+        and np.isfinite(kind.low).all()
+        and np.isfinite(kind.high).all()
+    ):
+        raise ConfigError(
+            f"--game {about.game} has actions {kind.dtype}{list(kind.shape)} without bounds, and "
+            f"--algorithm {name} acts within bounds. Name another game."
+        )
 
 
 def to_json(config: Config) -> dict[str, Any]:
