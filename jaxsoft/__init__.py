@@ -20,9 +20,11 @@ from jaxsoft.algorithms import (
 from jaxsoft.boltzmann import (
     kl_to_prior,
     log_policy,
+    mix_priors,
     policy_value,
     q_from_policy,
     sample_actions,
+    sampled_value,
     soft_value,
 )
 from jaxsoft.equivalence import Equivalence, Preconditions, check_equivalence
@@ -80,6 +82,7 @@ __all__ = [
     "lambda_advantages",
     "load_policy",
     "log_policy",
+    "mix_priors",
     "n_step_advantages",
     "n_step_soft_q",
     "n_step_soft_q_targets",
@@ -94,6 +97,7 @@ __all__ = [
     "q_from_policy",
     "retrace_coefficients",
     "sample_actions",
+    "sampled_value",
     "scale_by_fisher",
     "soft_q_loss",
     "soft_q_targets",

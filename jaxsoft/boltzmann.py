@@ -24,7 +24,6 @@ Q-Learning*, sections 2 and 3.2; equation numbers throughout are the paper's.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,16 +31,17 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _actions, _checks
-from jaxsoft._actions import Parts
+from jaxsoft import _boltzmann, _checks, _priors
 from jaxsoft._typing import Float, Integer, Key
 
 __all__ = [
     "kl_to_prior",
     "log_policy",
+    "mix_priors",
     "policy_value",
     "q_from_policy",
     "sample_actions",
+    "sampled_value",
     "soft_value",
 ]
 
@@ -92,7 +92,7 @@ def log_policy(
       [..., A], in the dtype of `q`; exponentiated, it sums to one for any prior measure.
     """
     args, dtype = _enter("log_policy", q, tau, log_prior)
-    return _log_policy(*args).astype(dtype)
+    return _boltzmann.log_policy(*args).astype(dtype)
 
 
 def kl_to_prior(
@@ -141,7 +141,7 @@ def policy_value(
     log_pi = _checks.floating("policy_value", "log_pi", log_pi)
     _checks.same_shape("policy_value", "log_pi", log_pi, "q", q.shape)
     pi = jnp.exp(log_pi.astype(q.dtype))
-    expected_q = _expectation(pi, q)
+    expected_q = _boltzmann.expectation(pi, q)
     divergence = kl("policy_value", "log_pi", log_pi.astype(q.dtype), log_prior)[..., None]
     return (expected_q - tau * divergence)[..., 0].astype(dtype)
 
@@ -177,7 +177,7 @@ def q_from_policy(
             "Drop a trailing axis of size one from the value head: value[..., 0].",
         )
     dtype = jnp.promote_types(value.dtype, dtype) if value.ndim else dtype
-    taken, ratio = _log_ratio(log_pi, log_prior)
+    taken, ratio = _boltzmann.log_ratio(log_pi, log_prior)
     q = value.astype(log_pi.dtype)[..., None] + tau * ratio
     return jnp.where(taken, q, -jnp.inf).astype(dtype)
 
@@ -212,18 +212,78 @@ def sample_actions(
     return draw(key, logits).astype(jnp.int32)
 
 
+def sampled_value(
+    q_a: Float[ArrayLike, "*#B"], log_ratio: Float[ArrayLike, "*#B"], tau: Float[ArrayLike, "*#B"]
+) -> Float[Array, "*B"]:
+    """One draw of `policy_value`, of the action that was sampled.
+
+        Q(s,a) − τ log(π/π̄)(a|s),   a ∼ π
+
+    Its mean over π is `policy_value`; at the Boltzmann policy it is `soft_value` whatever the
+    action. Continuous actions have densities: log π and log π̄ of one and the same variable, whose
+    unit then cancels. Nothing is held fixed, for an actor learns through its action: as in
+
+        actor = -jaxsoft.sampled_value(q_of(action), log_ratio, tau)
+        target = r + gamma * jaxsoft.sampled_value(q_next, log_ratio_next, tau)
+
+    a caller stops the critic's parameters in the one, and τ in both.
+
+    Args:
+      q_a: values of the actions [...].
+      log_ratio: log π(a) − log π̄(a), of the shape of `q_a`.
+      tau: temperature τ ≥ 0, a scalar or of the rank of `q_a` (each axis equal or 1).
+
+    Returns:
+      [...], in the dtype of `q_a` and `log_ratio`.
+
+    Reference: Haarnoja et al. (2018), *Soft Actor-Critic*, where π̄ is the counting measure.
+    """
+    name = "sampled_value"
+    q_a = _checks.floating(name, "q_a", q_a)
+    ratio = _checks.floating(name, "log_ratio", log_ratio)
+    _checks.same_shape(name, "log_ratio", ratio, "q_a", q_a.shape)
+    dtype = _checks.result_dtype(q_a, ratio)
+    compute = _checks.computing_dtype(dtype)
+    temperature = _temperature(name, tau, "q_a", q_a.shape).astype(compute)
+    return (q_a.astype(compute) - temperature * ratio.astype(compute)).astype(dtype)
+
+
+def mix_priors(
+    *pairs: tuple[Float[ArrayLike, "*#B"], Float[ArrayLike, "..."] | None],
+) -> tuple[Float[Array, "*B"], Float[Array, "..."] | None]:
+    """Several divergences as one: the temperature and the prior that stand for all of them.
+
+        Σ_i τ_i KL[π‖π̄_i] = τ KL[π‖π̄],   τ = Σ_i τ_i,   log π̄ = Σ_i (τ_i/τ) log π̄_i
+
+    π̄ is a measure, not normalised. With the policy of the last update as the second prior, held
+    fixed, this is a trust region (Trust-PCL) or Munchausen's; with a reference and a teacher, both
+    at once:
+
+        tau, log_prior = jaxsoft.mix_priors((0.1, None), (0.3, log_pi_old))
+        target = jaxsoft.one_step_targets(r, gamma, q, tau=tau, log_prior=log_prior)
+
+    Args:
+      *pairs: (τ_i, log π̄_i), with τ_i ≥ 0 a scalar or [...] and log π̄_i [..., A], or a scalar, or
+        `None` for uniform. A mask binds where its τ_i > 0; if all τ_i are 0, priors count equally.
+
+    Returns:
+      (τ, log π̄), as other functions take them. log π̄ is `None` if all priors are.
+    """
+    return _priors.mixed("mix_priors", pairs)
+
+
 def value(
     function: str, name: str, q: ArrayLike, tau: ArrayLike, log_prior: ArrayLike | None
 ) -> Array:
     """`soft_value`, of what another function calls `name`."""
     args, dtype = _enter(function, q, tau, log_prior, name=name)
-    return _soft_value(*args)[..., 0].astype(dtype)
+    return _boltzmann.soft_value(*args)[..., 0].astype(dtype)
 
 
 def kl(function: str, name: str, log_pi: ArrayLike, log_prior: ArrayLike | None) -> Array:
     """`kl_to_prior`, of what another function calls `name`."""
     log_pi, log_prior, dtype = pair(function, name, log_pi, log_prior)
-    return _kl(log_pi, log_prior)[..., 0].astype(dtype)
+    return _boltzmann.divergence(log_pi, log_prior)[..., 0].astype(dtype)
 
 
 def value_and_kl(
@@ -236,10 +296,16 @@ def value_and_kl(
     """
     args, dtype = _enter(function, q, tau, log_prior, name=name)
     if _checks.concrete(tau) and np.all(np.asarray(tau) == 0):
-        return _top(args[0], args[2])[..., 0].astype(dtype), 0.0
-    b = _boltzmann(*args)
-    value, kl = _value(b, args[1]), _kl_of_boltzmann(b)
+        return _boltzmann.top_of(args[0], args[2])[..., 0].astype(dtype), 0.0
+    b = _boltzmann.statistics(*args)
+    value, kl = _boltzmann.value(b, args[1]), _boltzmann.kl(b)
     return value[..., 0].astype(dtype), kl[..., 0].astype(dtype)
+
+
+def log_ratio(log_pi: Array, log_prior: Array) -> Array:
+    """Log π − log π̄, −inf where π(a) = 0."""
+    taken, ratio = _boltzmann.log_ratio(log_pi, log_prior)
+    return jnp.where(taken, ratio, -jnp.inf)
 
 
 def log_prior_of(log_prior: ArrayLike | None, number_of_actions: int) -> ArrayLike:
@@ -252,20 +318,30 @@ def _enter(
 ) -> tuple[tuple[Array, Array, Array], jnp.dtype]:
     """Checks and broadcasts; returns ((q [..., A], tau [..., 1] or [], log π̄), result dtype)."""
     q, log_prior, dtype = pair(function, name, q, log_prior)
-    tau = _checks.floating(function, "tau", tau).astype(q.dtype)
-    if tau.ndim:
-        batch = q.shape[:-1]
-        if tau.ndim != len(batch) or any(
-            n not in (1, m) for n, m in zip(tau.shape, batch, strict=True)
-        ):
-            raise _checks.fail(
-                function,
-                str(list(tau.shape)),
-                f"tau to be a scalar, or {list(batch)} with any axis 1, for {name} {list(q.shape)}",
-                "Reshape tau, or vmap over it.",
-            )
-        tau = tau[..., None]
-    return (q, tau, log_prior), dtype
+    tau = _temperature(function, tau, name, q.shape, q.shape[:-1]).astype(q.dtype)
+    return (q, tau[..., None] if tau.ndim else tau, log_prior), dtype
+
+
+def _temperature(
+    function: str,
+    tau: ArrayLike,
+    name: str,
+    shape: tuple[int, ...],
+    batch: tuple[int, ...] | None = None,
+) -> Array:
+    """τ, a scalar or of the rank of the states of what is called `name`: all its axes, or these."""
+    tau, batch = _checks.floating(function, "tau", tau), shape if batch is None else batch
+    fits = tau.ndim == len(batch) and all(
+        n in (1, m) for n, m in zip(tau.shape, batch, strict=True)
+    )
+    if tau.ndim and not fits:
+        raise _checks.fail(
+            function,
+            str(list(tau.shape)),
+            f"tau to be a scalar, or {list(batch)} with any axis 1, for {name} {list(shape)}",
+            "Reshape tau, or vmap over it.",
+        )
+    return tau
 
 
 def pair(
@@ -298,194 +374,3 @@ def pair(
         jnp.broadcast_to(prior, (*prior.shape[:-1], actions)),
         dtype,
     )
-
-
-class _Boltzmann(NamedTuple):
-    """What there is to say of a state, [..., 1]: all else follows without another reduction."""
-
-    top: Array  # max of the allowed q
-    log_mass: Array  # log Σ_a π̄(a)
-    log_mean: Array  # log of the mean of exp(scaled) under the normalised prior
-    log_norm: Array  # log π is scaled (plus log of the normalised prior, if not scalar) less this
-    mean: Array  # Σ_a π(a) scaled(a)
-
-
-def _boltzmann(q: Array, tau: Array, log_prior: Array) -> _Boltzmann:
-    """The one computation under `soft_value` and `log_policy`."""
-    form = _of_scalar_prior if log_prior.ndim == 0 else _of_prior
-    return _Boltzmann(*_actions.statistics(form, (q, log_prior), tau))
-
-
-def _top(q: Array, log_prior: Array) -> Array:
-    top: Array = _actions.statistics(_largest_allowed, (q, log_prior))
-    return top
-
-
-def _largest_allowed(q: Parts, log_prior: Parts | Array) -> Array:
-    return _actions.largest(_actions.each(_allowed, q, log_prior))
-
-
-def _allowed(q: Array, log_prior: Array) -> Array:
-    return jnp.where(log_prior != -jnp.inf, q, -jnp.inf)
-
-
-def _scaled(q: Array, log_prior: Array, tau: Array, top: Array) -> Array:
-    """(q − top)/τ ≤ 0, and 0 on masked actions."""
-    gap = jnp.where(log_prior != -jnp.inf, q, top) - top
-    # At τ = 0 a gap of 0 stays 0, and any other is −∞. NaN passes every one of these tests.
-    hard = jnp.where(gap < 0, -jnp.inf, gap)
-    return jnp.where(tau == 0, hard, gap / jnp.where(tau == 0, 1, tau))
-
-
-def _weighted(weight: Array, x: Array) -> Array:
-    return weight * jnp.where(weight != 0, x, 0)
-
-
-# For τ above the gaps the mean is 1 − O(gap/τ): τ log(mean) keeps its digits only as log1p of a
-# sum of expm1. Where little of the prior is near the best action that sum nears −1 and loses them,
-# and the usual log-sum-exp is the exact form.
-
-
-def _of_scalar_prior(q: Parts, log_prior: Array, tau: Array) -> tuple[Array, ...]:
-    each, total = _actions.each, _actions.total
-    size = sum(part.shape[-1] for part in q)
-    top = _largest_allowed(q, log_prior)
-    scaled = each(_scaled, q, log_prior, tau, top)
-    weights, log_size = each(jnp.exp, scaled), jnp.full((), math.log(size), top.dtype)
-    mass, deficit = total(weights), total(each(_expm1, scaled, weights)) / size
-    near, is_near = jnp.log1p(jnp.maximum(deficit, -0.5)), deficit > -0.5
-    log_mean = jnp.where(is_near, near, jnp.log(mass) - log_size)
-    log_norm = jnp.where(is_near, near + log_size, jnp.log(mass))
-    mean = total(each(_weighted, weights, scaled)) / mass
-    return top, jnp.broadcast_to(log_prior + log_size, top.shape), log_mean, log_norm, mean
-
-
-def _of_prior(q: Parts, log_prior: Parts, tau: Array) -> tuple[Array, ...]:
-    each, total = _actions.each, _actions.total
-    top = _largest_allowed(q, log_prior)
-    scaled = each(_scaled, q, log_prior, tau, top)
-    log_mass = _log_sum_exp(log_prior)
-    log_share = each(jnp.subtract, log_prior, log_mass)
-    deficits = each(lambda share, x: jnp.exp(share) * _expm1(x, jnp.exp(x)), log_share, scaled)
-    deficit = total(deficits)
-    near = jnp.log1p(jnp.maximum(deficit, -0.5))
-    far = _log_sum_exp(each(jnp.add, log_share, scaled))
-    log_mean = jnp.where(deficit > -0.5, near, far)
-    weights = each(lambda share, x: jnp.exp(x + (share - log_mean)), log_share, scaled)
-    return top, log_mass, log_mean, log_mean, total(each(_weighted, weights, scaled))
-
-
-def _expm1(x: Array, exp_x: Array) -> Array:
-    """exp(x) − 1 of x ≤ 0, for which XLA would take another transcendental function."""
-    if x.dtype != jnp.float32:
-        return jnp.expm1(x)
-    series = jnp.ones_like(x)
-    for k in range(6, 1, -1):
-        series = 1 + x / k * series
-    return jnp.where(x > -0.25, x * series, exp_x - 1)
-
-
-def _log_sum_exp(x: Parts) -> Array:
-    top = _actions.largest(x)
-    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
-    return top + jnp.log(_actions.total(_actions.each(lambda x: jnp.exp(x - top), x)))
-
-
-def _value(b: _Boltzmann, tau: Array) -> Array:
-    return b.top + tau * (b.log_mass + b.log_mean)
-
-
-def _kl_of_boltzmann(b: _Boltzmann) -> Array:
-    return b.mean - (b.log_mass + b.log_mean)
-
-
-@jax.custom_jvp
-def _kl(log_pi: Array, log_prior: Array) -> Array:
-    kl: Array = _actions.statistics(_kl_of, (log_pi, log_prior))
-    return kl
-
-
-@_kl.defjvp
-def _kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    log_pi, log_prior = primals
-    dlog_pi, dlog_prior = tangents
-    pi = jnp.exp(log_pi)
-    slope = pi * (jnp.where(pi != 0, log_pi - log_prior, 0) + 1)
-    tangent = jnp.sum(slope * dlog_pi - pi * dlog_prior, axis=-1, keepdims=True)
-    return _kl(log_pi, log_prior), tangent
-
-
-def _kl_of(log_pi: Parts, log_prior: Parts | Array) -> Array:
-    def term(log_pi: Array, log_prior: Array) -> Array:
-        return _weighted(jnp.exp(log_pi), log_pi - log_prior)
-
-    return _actions.total(_actions.each(term, log_pi, log_prior))
-
-
-def log_ratio(log_pi: Array, log_prior: Array) -> Array:
-    """Log π − log π̄, −inf where π(a) = 0."""
-    taken, ratio = _log_ratio(log_pi, log_prior)
-    return jnp.where(taken, ratio, -jnp.inf)
-
-
-def _log_ratio(log_pi: Array, log_prior: Array) -> tuple[Array, Array]:
-    """Where π(a) > 0, and log π − log π̄ there; 0 elsewhere."""
-    taken = log_pi != -jnp.inf
-    return taken, jnp.where(taken, log_pi, 0) - jnp.where(taken, log_prior, 0)
-
-
-def _expectation(pi: Array, x: Array) -> Array:
-    return jnp.sum(pi * jnp.where(pi != 0, x, 0), axis=-1, keepdims=True)
-
-
-@jax.custom_jvp
-def _soft_value(q: Array, tau: Array, log_prior: Array) -> Array:
-    return _value(_boltzmann(q, tau, log_prior), tau)
-
-
-@_soft_value.defjvp
-def _soft_value_jvp(
-    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array]:
-    q, tau, log_prior = primals
-    dq, dtau, dlog_prior = tangents
-    b = _boltzmann(q, tau, log_prior)
-    pi = jnp.exp(_log_policy(q, tau, log_prior))
-    tangent = _expectation(pi, dq) - _kl_of_boltzmann(b) * dtau
-    return _value(b, tau), tangent + tau * _expectation(pi, dlog_prior)
-
-
-@jax.custom_jvp
-def _log_policy(q: Array, tau: Array, log_prior: Array) -> Array:
-    b = _boltzmann(q, tau, log_prior)
-    scaled = _scaled(q, log_prior, tau, b.top)
-    return (
-        scaled - b.log_norm
-        if log_prior.ndim == 0
-        else scaled + (log_prior - b.log_mass - b.log_norm)
-    )
-
-
-@_log_policy.defjvp
-def _log_policy_jvp(
-    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array]:
-    q, tau, log_prior = primals
-    dq, dtau, dlog_prior = tangents
-    b = _boltzmann(q, tau, log_prior)
-    scaled = _scaled(q, log_prior, tau, b.top)
-    log_pi = _log_policy(q, tau, log_prior)
-    pi = jnp.exp(log_pi)
-    # At τ = 0 the policy is piecewise constant: its derivative is zero, not 0/0.
-    inverse = jnp.where(tau > 0, 1 / jnp.where(tau > 0, tau, 1), 0)
-    # A ratio beyond the dtype's range belongs to an action with π(a) = 0: it must meet that
-    # zero as a number, not as inf · 0.
-    largest = jnp.finfo(q.dtype).max
-    centred = jnp.maximum(scaled - b.mean, -largest)
-    slope = jnp.clip(centred * inverse, -largest, largest)
-    tangent = (
-        (dq - _expectation(pi, dq)) * inverse
-        - slope * dtau
-        + (dlog_prior - _expectation(pi, dlog_prior))
-    )
-    return log_pi, jnp.where(log_pi == -jnp.inf, 0, tangent)
