@@ -35,6 +35,7 @@ from jaxsoft.agents.base import Rollout
 from jaxsoft.agents.registry import ALGORITHMS, Problem, settings_of
 from jaxsoft.cli import assembly
 from jaxsoft.cli.config import complete
+from jaxsoft.environments import Space
 from jaxsoft.training import loop as loops
 from jaxsoft.training.provenance import machine
 
@@ -189,10 +190,10 @@ def an_agent(algorithm: str, environments: int, length: int, dtype: Any) -> dict
     """`act`, `update`, and the gradient of the network alone, on images."""
     entry, one = ALGORITHMS[algorithm], shape(np.uint8, 4, 84, 84)
     given: dict[str, Any] = {"num_envs": environments, "rollout_length": length}
-    if entry.make.__name__ == "from_replay":
+    if entry.replays:
         given |= {"capacity": 20_000, "learning_starts": 10_000}
     torso = networks.torso_for(one.shape, one.dtype, dtype=dtype)
-    problem = Problem(one, A, torso, 4, 1_000_000)
+    problem = Problem(one, Space.discrete(A), torso, 4, 1_000_000)
     agent = entry.agent(settings_of(algorithm, given, images=True), problem)
     key = jax.eval_shape(lambda: jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), environments))

@@ -231,7 +231,8 @@ class SoftActorCritic(nn.Module):
     def values(self, observation: Array, action: Array | None = None) -> Array:
         """Action values [K, ...] of actions [..., D]; without them, of all: [K, ..., A]."""
         given = (observation,) if action is None else (observation, action)
-        return self.critic(*given)
+        values: Array = self.critic(*given)
+        return values
 
 
 class _Several(nn.Module):
@@ -241,14 +242,14 @@ class _Several(nn.Module):
     number: int
 
     @nn.compact
-    def __call__(self, *inputs: Array) -> Array:
+    def __call__(self, *inputs: Array) -> Any:
         one = self.one.clone(parent=None)
 
         def init(key: Array) -> Any:
             return jax.vmap(lambda key: one.init(key, *inputs))(jax.random.split(key, self.number))
 
         params = self.param("several", init)
-        outputs: Array = jax.vmap(lambda params: one.apply(params, *inputs))(params)
+        outputs: Any = jax.vmap(lambda params: one.apply(params, *inputs))(params)
         return outputs
 
 
@@ -315,7 +316,8 @@ def torso_for(
 
 
 def _normalised(x: Array) -> Array:
-    return nn.LayerNorm(dtype=x.dtype, param_dtype=jnp.float32)(x)
+    y: Array = nn.LayerNorm(dtype=x.dtype)(x)
+    return y
 
 
 def _dense(size: int, gain: float, dtype: Any, name: str | None = None) -> nn.Dense:

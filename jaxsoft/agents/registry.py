@@ -232,6 +232,11 @@ class Algorithm:
         table = {spec.name: spec.metadata[kind] for spec in dataclasses.fields(self.settings)}
         return table | dict(self.images if images else self.vectors) | dict(self.fixed)
 
+    @property
+    def replays(self) -> bool:
+        """Whether it learns from a replay."""
+        return issubclass(self.settings, Remembering)
+
     def network(self, problem: Problem) -> Any:
         """The Flax network of its head."""
         return network_for(self.head, problem)

@@ -12,6 +12,7 @@ from jaxsoft.agents.networks import torso_for
 from jaxsoft.agents.registry import ALGORITHMS, Problem, settings_of
 from tests.support import platforms
 from tests.support.platforms import ELSEWHERE, lowered
+from tests.support.problems import space_for
 
 A, STEPS, T, N = 4, 100_000, 4, 2
 OBSERVATIONS = {
@@ -32,10 +33,12 @@ def programs(name, kind, dtype):
     """Name -> (function, shapes of its arguments)."""
     entry, one = ALGORITHMS[name], OBSERVATIONS[kind]
     given: dict[str, Any] = {"num_envs": N, "rollout_length": T}
-    if entry.make.__name__ == "from_replay":
+    if entry.replays:
         given |= {"capacity": 200, "learning_starts": 64}
     torso = torso_for(one.shape, one.dtype, hidden=(8,), dtype=dtype)
-    problem = Problem(one, A, torso, one.shape[0] if kind == "images" else 1, STEPS)
+    problem = Problem(
+        one, space_for(entry, A), torso, one.shape[0] if kind == "images" else 1, STEPS
+    )
     agent = entry.agent(settings_of(name, given, images=kind == "images"), problem)
     key = jax.eval_shape(lambda: jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), N))

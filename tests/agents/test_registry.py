@@ -14,12 +14,18 @@ from jaxsoft.agents.networks import MLP, torso_for
 from jaxsoft.agents.on_policy import Acted
 from jaxsoft.agents.registry import ALGORITHMS, Problem, settings_of
 from jaxsoft.agents.settings import OnPolicy, Settings, SettingsError
+from jaxsoft.environments import Space
+from tests.support.problems import space_for
 from tests.support.trees import structure
 
 A, STEPS = 4, 100_000
-VECTORS = Problem(jax.ShapeDtypeStruct((5,), np.float32), A, MLP((8,)), 1, STEPS)
+VECTORS = Problem(jax.ShapeDtypeStruct((5,), np.float32), Space.discrete(A), MLP((8,)), 1, STEPS)
 SEEN = jax.ShapeDtypeStruct((4, 36, 40), np.uint8)
-IMAGES = Problem(SEEN, A, torso_for(SEEN.shape, SEEN.dtype), 4, STEPS)
+IMAGES = Problem(SEEN, Space.discrete(A), torso_for(SEEN.shape, SEEN.dtype), 4, STEPS)
+
+
+def problem_of(entry, problem):
+    return problem._replace(action=space_for(entry, A))
 
 
 def random_rollout(agent, state, problem, length, num_envs):
@@ -55,17 +61,14 @@ def test_the_defaults_make_an_agent_that_learns(name):
     """From a rollout as long and as wide as they say; one without weight teaches nothing."""
     with jax.enable_x64(False):
         entry = ALGORITHMS[name]
-        given = (
-            {"capacity": 2_000, "learning_starts": 64}
-            if entry.make.__name__ == "from_replay"
-            else {}
-        )
+        problem = problem_of(entry, VECTORS)
+        given = {"capacity": 2_000, "learning_starts": 64} if entry.replays else {}
         settings = settings_of(name, given, images=False)
         entry.check(name, settings, STEPS)
-        agent = entry.agent(settings, VECTORS)
+        agent = entry.agent(settings, problem)
         state = jax.jit(agent.init)(jax.random.key(0))
         size = settings.rollout_length, settings.num_envs
-        rollout = random_rollout(agent, state, VECTORS, *size)
+        rollout = random_rollout(agent, state, problem, *size)
         update = jax.jit(agent.update)
         after = state
         for key in jax.random.split(jax.random.key(2), 3):
@@ -92,7 +95,7 @@ def test_the_defaults_for_images_make_a_program(name):
     with jax.enable_x64(False):
         settings = settings_of(name, {}, images=True)
         entry.check(name, settings, STEPS)
-        agent = entry.agent(settings, IMAGES)
+        agent = entry.agent(settings, problem_of(entry, IMAGES))
         state = jax.eval_shape(agent.init, jax.random.key(0))
         size = settings.rollout_length, settings.num_envs
 
@@ -110,14 +113,14 @@ def test_products_are_kept_where_they_are_used(name):
     """By those that follow a gradient, and do not differentiate what they bootstrap from."""
     entry = ALGORITHMS[name]
     settings = settings_of(name, {}, images=True)
-    agent = entry.agent(settings, IMAGES)
+    agent = entry.agent(settings, problem_of(entry, IMAGES))
 
     def extras(key):
         seen = jnp.zeros((3, *SEEN.shape), SEEN.dtype)
         return agent.act(agent.init(key), None, seen, jax.random.split(key, 3))[2]
 
     kept = jax.eval_shape(extras, jax.random.key(0))
-    uses = name in ("a2c", "a2c_naive", "soft_q", "nstep_soft_q", "pgq")
+    uses = name in ("a2c", "a2c_naive", "soft_q", "nstep_soft_q", "soft_pqn", "pgq")
     if issubclass(entry.settings, OnPolicy):
         assert isinstance(kept, Acted)
         assert kept.log_mu.shape == (3,)
@@ -146,7 +149,8 @@ def test_what_an_entry_cannot_run_is_refused():
     for name, entry in ALGORITHMS.items():
         settings = settings_of(name, {}, images=False)
         for key, value in entry.fixed.items():
-            other = {"tau": 0.7, "prior": "counting" if value == "uniform" else "uniform"}[key]
+            prior = "counting" if value == "uniform" else "uniform"
+            other = {"tau": 0.7, "prior": prior, "n": 3}[key]
             changed: dict[str, Any] = {key: other}
             with pytest.raises(SettingsError, match=f"does not go with --algorithm {name}"):
                 entry.check(name, dataclasses.replace(settings, **changed), STEPS)
