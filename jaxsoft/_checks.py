@@ -59,8 +59,10 @@ _RANGES = {
     "lambda_": _Range(0, 1, "At 0 one step is summed, at 1 the whole rollout."),
     "learning_starts": _Range(0, np.inf, "At 0 learning starts with the first rollout."),
     "low": _Range(-np.inf, np.inf, "Pass the least action of a bounded box."),
+    "max_exponent": _Range(0, np.inf, "Infinity clips nothing.", finite=False),
     "mixing": _Range(0, 1, "It is the share of Q-learning."),
     "step_size": _Range(-np.inf, np.inf, "Pass the length of the natural gradient step."),
+    "target_kl": _Range(-np.inf, np.inf, "Minus a target entropy is that of the counting measure."),
     "tau": _Range(0, np.inf, "At 0 the maximum is hard."),
     "tolerance": _Range(0, 1, "It bounds the relative residual."),
     "value_coef": _Range(-np.inf, np.inf, "Pass the weight of the value loss, such as 0.5."),
@@ -180,6 +182,36 @@ def keys(function: str, name: str, x: Any) -> Array:
 def _is_number(x: object) -> TypeGuard[float]:
     # An integer that no float holds is left to be refused.
     return isinstance(x, (bool, float)) or (isinstance(x, int) and abs(x) < 2**1000)
+
+
+def flag(function: str, name: str, x: object) -> bool:
+    """A static choice between two."""
+    if not isinstance(x, (bool, np.bool_)):
+        raise TypeError(
+            sentence(function, said(x), f"{name} to be True or False", "Pass one of the two.")
+        )
+    return bool(x)
+
+
+def axis(function: str, name: str, x: object, array_name: str, array: Array, least: int) -> int:
+    """A static axis of an array, of at least so many entries."""
+    if isinstance(x, (bool, np.bool_)) or not isinstance(x, (int, np.integer)):
+        raise TypeError(
+            sentence(
+                function,
+                said(x),
+                f"{name} to be a Python int, since it fixes the program's structure",
+                f"Where the call is jitted, make it static: static_argnames={name!r}.",
+            )
+        )
+    if not -array.ndim <= x < array.ndim or array.shape[x] < least:
+        raise fail(
+            function,
+            f"{x} and {list(array.shape)}",
+            f"{name} to be an axis of {array_name}, with at least {least} entries",
+            "Check which axis holds what is compared.",
+        )
+    return int(x)
 
 
 def said(x: object) -> str:
@@ -357,6 +389,24 @@ def vectors(function: str, **inputs: ArrayLike) -> Sequences:
     shape = np.broadcast_shapes(*(x.shape for x in arrays.values()))
     dtype = result_dtype(*arrays.values())
     compute = computing_dtype(dtype)
+    return Sequences(tuple(x.astype(compute) for x in arrays.values()), shape, dtype)
+
+
+def elementwise(function: str, **inputs: ArrayLike) -> Sequences:
+    """The same of arrays [...], none of whose axes need be time; all may be scalars."""
+    arrays = {name: floating(function, name, x) for name, x in inputs.items()}
+    shapes = {name: x.shape for name, x in arrays.items() if x.ndim}
+    for (one, x), (other, y) in itertools.combinations(shapes.items(), 2):
+        if len(x) != len(y) or any(m != n and 1 not in (m, n) for m, n in zip(x, y, strict=True)):
+            raise fail(
+                function,
+                f"{list(x)} and {list(y)}",
+                f"{one} and {other} to have the same number of axes, each equal or 1",
+                "Add the missing axes explicitly, e.g. x[:, None] for a [T] array beside [T, B].",
+            )
+    dtype = result_dtype(*arrays.values())
+    compute = computing_dtype(dtype)
+    shape = np.broadcast_shapes(*shapes.values())
     return Sequences(tuple(x.astype(compute) for x in arrays.values()), shape, dtype)
 
 

@@ -38,13 +38,12 @@ def mixed(function: str, pairs: tuple[Any, ...]) -> tuple[Array, Array | None]:
 
 def _entered(function: str, pairs: tuple[Any, ...]) -> tuple[list[Array], list[Array | None]]:
     """The temperatures and the priors of `mix_priors`."""
-    wrong = next((x for x in pairs if not isinstance(x, (tuple, list)) or len(x) != 2), ())
+    wrong = [x for x in pairs if not isinstance(x, (tuple, list)) or len(x) != 2]
     if wrong or not pairs:
-        given = "none" if not pairs else _checks.said(wrong)
         raise TypeError(
             _checks.sentence(
                 function,
-                given,
+                _checks.said(wrong[0]) if wrong else "none",
                 "pairs (tau, log_prior)",
                 "Pass one for each divergence: mix_priors((tau, log_prior), (trust, log_pi_old)).",
             )

@@ -8,6 +8,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsoft import _checks
 
 # Terms of a chain that one kernel of an accelerator computes.
 _BLOCK = 16
@@ -98,3 +101,24 @@ def by_windows(x: Array, coefficient: Array, window: int, base: int) -> Array:
 def shift(x: Array, steps: int) -> Array:
     """x_{t+steps}, with zeros behind the end."""
     return jnp.concatenate([x[steps:], jnp.zeros_like(x[:steps])])
+
+
+def continuation(
+    function: str, args: _checks.Sequences, discount: Array, cut_t: ArrayLike | None
+) -> Array:
+    """Discounts [T, ...] that are 0 after a cut, of the shape that all arrays have together."""
+    discount = jnp.broadcast_to(discount, args.shape)
+    if cut_t is None:
+        return discount
+    cut = _checks.real(function, "cut_t", cut_t).astype(discount.dtype)
+    _checks.common_shape(function, cut_t=cut, discount_t=discount)
+    return discount * (1 - cut)
+
+
+def weighted_sums(
+    function: str, args: _checks.Sequences, cut_t: ArrayLike | None, window: int | None = None
+) -> Array:
+    """`suffix_sums` of per-step arrays (x, coefficient), which end at cuts."""
+    x, coefficient = args.arrays
+    coefficient = continuation(function, args, coefficient, cut_t)
+    return suffix_sums(jnp.broadcast_to(x, coefficient.shape), coefficient, window)

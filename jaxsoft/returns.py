@@ -30,6 +30,7 @@ from jaxsoft._typing import Float, Scalar, Shaped
 
 __all__ = [
     "VTrace",
+    "group_advantages",
     "lambda_advantages",
     "n_step_advantages",
     "n_step_soft_q_targets",
@@ -107,7 +108,7 @@ def n_step_advantages(
     name = "n_step_advantages"
     window = _checks.count(name, "n", n)
     args = _checks.sequences(name, delta_t=delta_t, discount_t=discount_t)
-    return _advantages(name, args, cut_t, window).astype(args.dtype)
+    return _recurrence.weighted_sums(name, args, cut_t, window).astype(args.dtype)
 
 
 def lambda_advantages(
@@ -139,7 +140,39 @@ def lambda_advantages(
     args = _checks.sequences(name, delta_t=delta_t, discount_t=discount_t, lambda_=lambda_)
     delta, discount, decay = args.arrays
     args = args._replace(arrays=(delta, discount * decay))
-    return _advantages(name, args, cut_t).astype(args.dtype)
+    return _recurrence.weighted_sums(name, args, cut_t).astype(args.dtype)
+
+
+def group_advantages(
+    return_: Float[ArrayLike, "*B"], group_axis: int, *, leave_one_out: bool = True
+) -> Float[Array, "*B"]:
+    """Returns less the mean of others of their group, which started from the same state.
+
+        A_i = R_i − Σ_{j≠i} R_j/(G − 1) = G/(G − 1) (R_i − mean R)
+
+    No value function is needed, and the policy gradient stays unbiased: a baseline must not depend
+    on the action that it is subtracted for. A mean of all G, `leave_one_out=False`, scales the
+    gradient by (G − 1)/G. Divide by the group's standard deviation σ yourself if you mean the
+    objective of temperature τσ: the weight of the KL then varies from group to group.
+
+    Args:
+      return_: R, with each τKL or log-ratio inside, [...].
+      group_axis: static axis of the members of a group, G ≥ 2 of them.
+      leave_one_out: whether a member is left out of its own baseline.
+
+    Returns:
+      Of the shape of `return_`.
+
+    References: Kool et al. (2019), *Buy 4 REINFORCE Samples, Get a Baseline for Free!*; Shao et al.
+    (2024), *DeepSeekMath*, for the mean of all.
+    """
+    name = "group_advantages"
+    value = _checks.floating(name, "return_", return_)
+    axis = _checks.axis(name, "group_axis", group_axis, "return_", value, 2)
+    size, dtype = value.shape[axis], value.dtype
+    value = value.astype(_checks.computing_dtype(dtype))
+    scale = size / (size - 1) if _checks.flag(name, "leave_one_out", leave_one_out) else 1
+    return (scale * (value - jnp.mean(value, axis=axis, keepdims=True))).astype(dtype)
 
 
 def soft_q_targets(
@@ -286,7 +319,9 @@ def trace_targets(
     delta = r + discount * v_end - q
     # Transition t continues into t + 1 with the coefficient of the action taken there.
     following = _recurrence.shift(jnp.broadcast_to(trace, args.shape), 1)
-    errors = _advantages(name, args._replace(arrays=(delta, discount * following)), cut_t)
+    errors = _recurrence.weighted_sums(
+        name, args._replace(arrays=(delta, discount * following)), cut_t
+    )
     return (q + errors).astype(args.dtype)
 
 
@@ -377,27 +412,9 @@ def v_trace(
     ratio = jnp.exp(log_rho)
     rho = jnp.minimum(ratio, most_rho.astype(ratio.dtype))
     trace = decay * jnp.minimum(ratio, most_c.astype(ratio.dtype))
-    errors = _advantages(name, args._replace(arrays=(rho * delta, discount * trace)), cut_t)
-    continuing = _continuation(name, args, discount, cut_t)
+    errors = _recurrence.weighted_sums(
+        name, args._replace(arrays=(rho * delta, discount * trace)), cut_t
+    )
+    continuing = _recurrence.continuation(name, args, discount, cut_t)
     advantages = rho * (delta + continuing * _recurrence.shift(errors, 1))
     return VTrace(errors.astype(args.dtype), advantages.astype(args.dtype))
-
-
-def _continuation(
-    function: str, args: _checks.Sequences, discount: Array, cut_t: ArrayLike | None
-) -> Array:
-    """Discounts [T, ...] that are 0 after a cut, of the shape that all arrays have together."""
-    discount = jnp.broadcast_to(discount, args.shape)
-    if cut_t is None:
-        return discount
-    cut = _checks.real(function, "cut_t", cut_t).astype(discount.dtype)
-    _checks.common_shape(function, cut_t=cut, discount_t=discount)
-    return discount * (1 - cut)
-
-
-def _advantages(
-    function: str, args: _checks.Sequences, cut_t: ArrayLike | None, window: int | None = None
-) -> Array:
-    x, coefficient = args.arrays
-    coefficient = _continuation(function, args, coefficient, cut_t)
-    return _recurrence.suffix_sums(jnp.broadcast_to(x, coefficient.shape), coefficient, window)

@@ -18,12 +18,15 @@ from jaxsoft.losses.policy_gradient import (
     policy_gradient_loss,
     value_loss,
 )
+from jaxsoft.losses.preference import preference_loss
 from jaxsoft.losses.soft_q import (
     damped_soft_q_loss,
     pgq_loss,
     soft_q_loss,
+    tied_loss,
     tied_soft_q_loss,
 )
+from jaxsoft.losses.soft_value import soft_value_loss, temperature_loss
 
 __all__ = [
     "a2c_loss",
@@ -32,8 +35,12 @@ __all__ = [
     "path_consistency_loss",
     "pgq_loss",
     "policy_gradient_loss",
+    "preference_loss",
     "soft_q_loss",
+    "soft_value_loss",
     "take_action",
+    "temperature_loss",
+    "tied_loss",
     "tied_soft_q_loss",
     "value_loss",
 ]

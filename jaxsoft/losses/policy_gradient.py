@@ -138,7 +138,7 @@ def actor_critic_loss(
         v_tm1=v_tm1,
         log_pi_tm1=log_pi_a_tm1,
         target_t=_common.fixed(function, "target_t", target_t),
-        target_kl=_common.fixed(function, "target_kl", target_kl_tm1),
+        target_kl_tm1=_common.fixed(function, "target_kl_tm1", target_kl_tm1),
         kl=kl_tm1,
         tau=tau,
         value_coef=value_coef,

@@ -11,7 +11,7 @@ from jaxsoft import _checks, boltzmann
 from jaxsoft._typing import Float, Integer, Scalar
 from jaxsoft.losses import _common
 
-__all__ = ["damped_soft_q_loss", "pgq_loss", "soft_q_loss", "tied_soft_q_loss"]
+__all__ = ["damped_soft_q_loss", "pgq_loss", "soft_q_loss", "tied_loss", "tied_soft_q_loss"]
 
 
 def soft_q_loss(
@@ -114,6 +114,43 @@ def tied_soft_q_loss(
     name = "tied_soft_q_loss"
     log_pi_a = _common.take(name, "log_pi_tm1", log_pi_tm1, a_tm1)
     log_ratio = held_log_ratio(name, log_pi_a, log_pi_tm1, a_tm1, log_prior)
+    return tied_half_square(name, v_tm1, log_pi_a, log_ratio, target_t, tau, value_coef)
+
+
+def tied_loss(
+    v_tm1: Float[ArrayLike, "T *#B"],
+    log_pi_a_tm1: Float[ArrayLike, "T *#B"],
+    log_ratio_tm1: Float[ArrayLike, "T *#B"],
+    *,
+    target_t: Float[ArrayLike, "T *#B"],
+    tau: Float[ArrayLike, "T *#B"] | Scalar,
+    value_coef: Scalar = 0.5,
+) -> Float[Array, "T *B"]:
+    """`tied_soft_q_loss` of actions of any kind, by what the policy says of those taken.
+
+        L_t = ½ (V(s_t) + τℓ_t − y_t)²,   ∇L_t := (V + τℓ_t − y_t) (∇log π(a_t|s_t) + c ∇V(s_t))
+
+    Path by path that is ∇{−log π (y − V − τℓ) + (c/2) (V − (y − τℓ))²} with all brackets fixed:
+    actor-critic with the sampled log-ratio instead of each KL. Of the expectations over a_t ∼ π
+    the theorem (58)-(65) holds for densities as for probabilities.
+
+    Args:
+      v_tm1: state values [T, ...].
+      log_pi_a_tm1: log π of the actions taken, a density's if they are continuous, [T, ...].
+      log_ratio_tm1: ℓ = log π − log π̄ of the same, held fixed, [T, ...].
+      target_t: soft Q target y, held fixed, [T, ...].
+      tau: temperature τ ≥ 0, a scalar or [T, ...].
+      value_coef: c.
+
+    Returns:
+      [T, ...].
+    """
+    name = "tied_loss"
+    _checks.arguments(
+        name, v_tm1=v_tm1, log_pi_a_tm1=log_pi_a_tm1, log_ratio_tm1=log_ratio_tm1, tau=tau
+    )
+    log_pi_a = _checks.floating(name, "log_pi_a_tm1", log_pi_a_tm1)
+    log_ratio = _common.fixed(name, "log_ratio_tm1", log_ratio_tm1)
     return tied_half_square(name, v_tm1, log_pi_a, log_ratio, target_t, tau, value_coef)
 
 

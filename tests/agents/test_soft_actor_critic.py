@@ -114,8 +114,7 @@ def test_a_step_of_the_discrete_kind_is_that_of_loops(monkeypatch):
         a = int(window.action[0, b])
         pi = np.exp(log_pi)
         v = sum(
-            pi[s_next, x]
-            * (min(targets[:, s_next, x]) - TAU * (log_pi[s_next, x] - prior[x]))
+            pi[s_next, x] * (min(targets[:, s_next, x]) - TAU * (log_pi[s_next, x] - prior[x]))
             for x in range(A)
         )
         y = window.reward[0, b] + GAMMA * window.discount[0, b] * v

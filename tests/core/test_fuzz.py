@@ -89,6 +89,7 @@ OF_STATES = {"kl_to_prior", "log_policy", "policy_value", "q_from_policy", "samp
 OF_STATES |= {"soft_value"}
 # Whose results are no arrays of steps.
 OTHER_RESULTS = {"check_equivalence", "damped_natural_q", "natural_gradient", "scale_by_fisher"}
+OTHER_RESULTS |= {"mix_priors", "preference_loss"}
 
 
 def broadcast(function: str, given: dict[str, Any]) -> tuple[int, ...]:

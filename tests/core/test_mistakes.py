@@ -119,6 +119,40 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: jaxsoft.damped_soft_q_loss(q, a, r, q_old_tm1=q, epsilon=-0.1),
         "epsilon >= 0",
     ),
+    # Of several divergences, groups and samples.
+    "nothing to mix": (jaxsoft.mix_priors, "pairs"),
+    "no pair": (lambda: jaxsoft.mix_priors((0.1, None), ()), "pairs"),  # type: ignore[arg-type]
+    "uniform over how many": (
+        lambda: jaxsoft.mix_priors((0.1, None), (0.1, 0.0)),
+        r"tells of how many actions None is the uniform one.*-math\.log\(A\)",
+    ),
+    "priors of other sizes": (
+        lambda: jaxsoft.mix_priors((0.1, np.zeros(2)), (0.1, np.zeros(3))),
+        "of all pairs to broadcast",
+    ),
+    "a temperature per step beside a prior of more axes": (
+        lambda: jaxsoft.mix_priors((np.ones(T), np.zeros((T, B, A)))),
+        "Add batch axes",
+    ),
+    "a ratio of another shape": (lambda: jaxsoft.sampled_value(v, v[0], 0.1), "the same shape"),
+    "the temperature of another batch": (
+        lambda: jaxsoft.sampled_value(v, v, np.ones(B)),
+        r"tau to be a scalar, or \[5, 2\] with any axis 1, for q_a \[5, 2\]",
+    ),
+    "a soft value without temperature": (
+        lambda: jaxsoft.soft_value_loss(v, r, tau=0.0),
+        "tau > 0",
+    ),
+    "divergences of another batch": (
+        lambda: jaxsoft.temperature_loss(np.ones(3), np.ones(B), 0.1),
+        "each equal or 1",
+    ),
+    "a group of one": (lambda: jaxsoft.group_advantages(r[:1], 0), "at least 2 entries"),
+    "no such axis": (lambda: jaxsoft.group_advantages(r, 2), "an axis of return_"),
+    "sequences of other batches": (
+        lambda: jaxsoft.preference_loss(r, r[:, :1].T, tau=0.1),
+        "each equal or 1",
+    ),
     # Natural gradients.
     "solver misspelt": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), solver="Gram"),
@@ -217,8 +251,10 @@ HYPERPARAMETERS = {
     "discount_t": (-0.1, 1.01),
     "epsilon": (-0.1, np.inf),
     "lambda_": (-0.1, 1.01),
+    "max_exponent": (-1.0,),
     "mixing": (-0.1, 1.01),
     "step_size": (np.inf,),
+    "target_kl": (np.inf,),
     "tau": (-0.1, np.inf),
     "tolerance": (-1.0, np.inf),
     "value_coef": (np.inf,),

@@ -47,6 +47,8 @@ CALLS: dict[str, Callable[[Inputs, Hyper], Any]] = CASES | {
         value_coef=h["c"],
         cut_t=x["cut"],
     ),
+    "group_advantages": lambda x, h: jaxsoft.group_advantages(x["x"], 0),
+    "preference_loss": lambda x, h: jaxsoft.preference_loss(x["log_rho"], x["v"], tau=h["tau"]),
     "sample_actions": lambda x, h: jaxsoft.sample_actions(jax.random.key(0), x["log_pi"]),
     "natural_gradient": lambda x, h: jaxsoft.natural_gradient(
         lambda p: log_prob_fn(p, x),

@@ -35,12 +35,21 @@ def _arguments() -> dict[str, Any]:
     numbers = dict.fromkeys(("discount_t", "epsilon", "lambda_", "mixing", "tau"), 0.5)
     numbers |= {"clip_c": 1.0, "clip_rho": 1.0, "damping": 0.1, "step_size": 0.1}
     numbers |= {"tolerance": 1e-3, "value_coef": 0.5, "max_iterations": 9, "n": 3}
+    numbers |= {"group_axis": 1, "max_exponent": 5.0, "target_kl": 0.1}
     steps: tuple[str, ...] = (
         "advantage_t",
         "backup_t",
         "delta_t",
+        "log_ratio",
+        "log_ratio_chosen",
+        "log_ratio_rejected",
+        "log_ratio_tm1",
         "log_rho_tm1",
+        "log_weight",
+        "q_a",
+        "q_a_tm1",
         "r_t",
+        "return_",
         "return_t",
         "target",
     )
@@ -48,7 +57,7 @@ def _arguments() -> dict[str, Any]:
     actions = rng.integers(0, A, size=(T, B)).astype(np.int32)
     return numbers | {
         **{name: real(T, B) for name in steps},
-        **{name: abs(real(T, B)) for name in ("kl_tm1", "trace_tm1")},
+        **{name: abs(real(T, B)) for name in ("kl", "kl_tm1", "trace_tm1")},
         **{name: real(T, B, A) for name in ("q_old_tm1", "q_t", "q_tm1", "values")},
         **{name: real(T + 1, B) for name in ("v", "value")},
         **{name: real(T + 1, B, A) for name in ("q", "target_q")},
@@ -59,6 +68,7 @@ def _arguments() -> dict[str, Any]:
         "cut_t": rng.random((T, B)) < 0.2,
         "error_loss": jnp.square,
         "key": jax.random.key(0),
+        "leave_one_out": True,
         "log_pi": log_policy(T + 1, B),
         "log_pi_a_tm1": -abs(real(T, B)),
         "log_prior": log_policy(),
@@ -76,7 +86,9 @@ ARGUMENTS = _arguments()
 
 
 def arguments(function: str) -> dict[str, Any]:
-    """What the function takes, all of it."""
+    """What the function takes, all of it; of `mix_priors` one pair."""
+    if function == "mix_priors":
+        return {name: ARGUMENTS[name] for name in ("tau", "log_prior")}
     names = inspect.signature(getattr(jaxsoft, function)).parameters
     given = {name: ARGUMENTS[name] for name in names}
     if function == "natural_gradient":
@@ -88,8 +100,14 @@ def arguments(function: str) -> dict[str, Any]:
 
 def call(function: str, **given: Any) -> Any:
     """Calls it, with some of its arguments replaced."""
-    return getattr(jaxsoft, function)(**arguments(function) | given)
+    given = arguments(function) | given
+    if function == "mix_priors":
+        other = np.log([0.2, 0.3, 0.5])
+        return jaxsoft.mix_priors((given["tau"], given["log_prior"]), (0.25, other))
+    return getattr(jaxsoft, function)(**given)
 
 
 def optional(function: str, argument: str) -> bool:
+    if function == "mix_priors":
+        return argument == "log_prior"
     return inspect.signature(getattr(jaxsoft, function)).parameters[argument].default is None
