@@ -208,6 +208,7 @@ class Algorithm:
       fixed: settings that it cannot have otherwise.
       actions: which it can choose among: `"categories"`, `"numbers"` or `"either"`.
       soft: whether it needs τ > 0.
+      tuned: whether τ is tuned to an entropy of −D, if nothing is said of it.
       seeds: how they had better learn: `"in turn"` where the update has conditions in it, of which
         seeds side by side would compute both branches; `"side by side"` where each turn would
         copy a replay in and out; else the device decides.
@@ -224,6 +225,7 @@ class Algorithm:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     actions: Literal["categories", "numbers", "either"] = "categories"
     soft: bool = False
+    tuned: bool = False
     seeds: Literal["either", "in turn", "side by side"] = "either"
 
     def defaults(self, *, images: bool) -> dict[str, Any]:
@@ -397,11 +399,12 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             soft=True,
         ),
         "sac": Algorithm(
-            "soft actor-critic for actions that are real numbers, τ tuned to an entropy of −D",
+            "soft actor-critic for real numbers, τ tuned to entropy −D",
             **_ACTOR_AND_CRITIC,
             images=_OF_SAC,
             vectors=_OF_SAC,
             actions="numbers",
+            tuned=True,
         ),
         "discrete_sac": Algorithm(
             "soft actor-critic for finitely many actions",

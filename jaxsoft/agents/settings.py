@@ -172,7 +172,7 @@ class Settings:
     target_entropy: float | None = option(
         "the same by the policy's entropy; of real numbers, in units of half their range",
         group="objective",
-        least=-math.inf,
+        least=-MOST,
         type=float,
     )
     tau_rate: float | None = option(

@@ -120,8 +120,10 @@ def box(low: Any, high: Any, dtype: Any = np.float32, *, volume: bool = False) -
         return action.reshape(u.shape[:-1] + low.shape).astype(dtype)
 
     def taken(values: Callable[[Array | None], Array], action: Array) -> Array:
-        inner = ((action - centre) / scale).reshape(*action.shape[: action.ndim - low.ndim], -1)
-        return values(inner.astype(jnp.float32))
+        batch = action.shape[: action.ndim - low.ndim]
+        wide = action.astype(_checks.computing_dtype(action.dtype))
+        inner = (wide - jnp.broadcast_to(centre, wide.shape)) / jnp.broadcast_to(scale, wide.shape)
+        return values(inner.reshape(*batch, -1))
 
     def value(
         out: tuple[Array, Array], values: Callable[[Array | None], Array], key: Array, tau: Any

@@ -238,6 +238,8 @@ def complete(given: Mapping[str, Any]) -> Config:
         )
     known = fields_of(entry.settings)
     own = {key: x for key, x in given.items() if key not in run and x is not None}
+    if entry.tuned and not own.keys() & {"tau", "final_tau", "target_kl", "target_entropy"}:
+        own["target_entropy"] = -float(math.prod(about.action.shape))
     for key in (key for key in own if key not in known):
         having = [other for other, x in ALGORITHMS.items() if key in fields_of(x.settings)]
         owners = f"it belongs to {', '.join(having)}" if having else "there is no such setting"

@@ -141,7 +141,8 @@ def _default(algorithm: str, name: str) -> str:
     if name not in fields_of(entry.settings):
         return ""
     shown = _pair(*(entry.defaults(images=images)[name] for images in (True, False)))
-    return shown or "--rollout-length"
+    # An n that is left open is the rollout's length.
+    return shown or ("--rollout-length" if name == "n" else "")
 
 
 def _usual(name: str) -> str:
@@ -174,6 +175,10 @@ def _epilogue() -> str:
     for algorithm in ALGORITHMS:
         own = {name: _default(algorithm, name) for name in _own()}
         differing = {name: x for name, x in own.items() if x and x != _usual(name)}
+        architecture = ALGORITHMS[algorithm].architecture
+        for name, value in architecture.items():
+            spec = fields_of(Config)[name].metadata
+            differing[name] = _pair(value if name == "layer_norm" else spec["images"], value)
         if differing:
             words = [_whole(f"{flag(name)} {x}") for name, x in differing.items()]
             others[algorithm] = ", ".join(words)

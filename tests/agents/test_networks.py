@@ -454,5 +454,6 @@ def test_mistakes_are_named(call, words):
 
 def test_public_names():
     assert sorted(networks.__all__) == sorted(
-        {"MLP", "ActorCritic", "Conv", "NatureCNN", "QNetwork", "torso_for"}
+        {"ACTIVATIONS", "LOG_STD", "MLP", "ActorCritic", "Conv", "NatureCNN", "QNetwork"}
+        | {"SoftActorCritic", "torso_for"}
     )

@@ -10,7 +10,7 @@ import pytest
 
 import jaxsoft
 from jaxsoft import squashed
-from jaxsoft.agents import soft_actor_critic, temperature
+from jaxsoft.agents import replay, soft_actor_critic, temperature
 from jaxsoft.agents.base import Rollout
 from tests.support.bridge import assert_trees_close
 
@@ -44,29 +44,27 @@ def discrete_values(params, observation, action):
     return jnp.stack([rows(observation, q) for q in params.q])
 
 
+COMMON: dict[str, Any] = {
+    "optimiser": optax.sgd(0.1),
+    "num_envs": N,
+    "observation": jax.ShapeDtypeStruct((S,), jnp.float64),
+    "discount": GAMMA,
+    "tau": TAU,
+    "learning_starts": 0,
+    "steps_per_gradient": T * N,
+}
 TABLES = Tables(normal(1, S, A), normal(2, 2, S, A))
 TARGETS = Tables(normal(1, S, A), normal(3, 2, S, A))
 
 
-def discrete(**options):
+def discrete(**given):
+    options: dict[str, Any] = COMMON | {"capacity": 100, "batch_size": 16, "averaging": 0.25}
     return soft_actor_critic.agent(
         discrete_policy,
         discrete_values,
         lambda _: TABLES,
         soft_actor_critic.categories(A, log_prior=LOG_PRIOR),
-        **{
-            "optimiser": optax.sgd(0.1),
-            "num_envs": N,
-            "observation": jax.ShapeDtypeStruct((S,), jnp.float64),
-            "capacity": 100,
-            "batch_size": 16,
-            "discount": GAMMA,
-            "tau": TAU,
-            "learning_starts": 0,
-            "steps_per_gradient": T * N,
-            "averaging": 0.25,
-        }
-        | options,
+        **options | given,
     )
 
 
@@ -90,14 +88,14 @@ def test_a_step_of_the_discrete_kind_is_that_of_loops(monkeypatch):
     rollout = rollout_of(jnp.asarray(rng.integers(A, size=(T, N)), jnp.int32))
     state = agent.init(jax.random.key(0))._replace(target_params=TARGETS)
     drawn = []
-    sample = soft_actor_critic.learner.__globals__["replay"].sample
+    sample = replay.sample
 
     def spy(*args, **kwargs):
         window = sample(*args, **kwargs)
         jax.debug.callback(lambda w: drawn.append(jax.tree.map(np.asarray, w)), window)
         return window
 
-    monkeypatch.setattr(soft_actor_critic.learner.__globals__["replay"], "sample", spy)
+    monkeypatch.setattr(replay, "sample", spy)
     after, metrics = agent.update(state, rollout, jax.random.key(1))
     jax.effects_barrier()
     [window] = drawn
@@ -153,21 +151,26 @@ def test_the_discrete_value_is_soft_q_less_the_divergence():
 LOW, HIGH = np.array([[-1.0, 0.0]]), np.array([[3.0, 0.5]])
 
 
+def itself(action: Any) -> Any:
+    return action
+
+
 def test_actions_fill_their_box_and_are_told_to_the_critic_in_units_of_it():
     kind = soft_actor_critic.box(LOW, HIGH)
     assert kind.one.shape == (1, 2)
     keys = jax.random.split(jax.random.key(0), 1000)
     mean, log_std = jnp.zeros((1000, 2)), jnp.full((1000, 2), 2.0)
-    for drawn in (kind.draw((mean, log_std), keys), kind.random(keys)):
-        assert drawn.shape == (1000, 1, 2)
-        assert drawn.dtype == jnp.float32
+    for actions in (kind.draw((mean, log_std), keys), kind.random(keys)):
+        assert actions.shape == (1000, 1, 2)
+        assert actions.dtype == jnp.float32
+        drawn = np.asarray(actions)
         assert np.all((drawn >= LOW) & (drawn <= HIGH))
         assert np.all(drawn.max(0) > HIGH - 0.05 * (HIGH - LOW))
         assert np.all(drawn.min(0) < LOW + 0.05 * (HIGH - LOW))
     u = normal(0, 5, 2)
-    inner = kind.taken(lambda action: action, kind.best((u, log_std[:5])))
+    inner = kind.taken(itself, kind.best((u, log_std[:5])))
     np.testing.assert_allclose(inner, np.tanh(u), atol=1e-6)
-    random = kind.taken(lambda action: action, kind.random(keys))
+    random = kind.taken(itself, kind.random(keys))
     assert np.abs(random).max() <= 1 + 1e-6
     assert np.abs(np.mean(random, 0)).max() < 0.1
 
@@ -180,10 +183,10 @@ def test_the_continuous_value_is_of_the_mean_that_quadrature_finds():
         return jnp.sin(3 * action[..., 0]) + 0.5 * action[..., 0]
 
     grid = np.linspace(-8, 8, 20_001)[:, None]
-    density = np.exp(-0.5 * ((grid - mean) / np.exp(log_std)) ** 2)[:, 0]
+    density = np.exp(-0.5 * ((grid[:, 0] - mean[0]) / np.exp(log_std[0])) ** 2)
     density /= density.sum()
-    ratio = squashed.log_ratio(grid, mean[None], log_std[None])
-    expected = density @ np.asarray(q(np.tanh(grid)) - TAU * ratio)
+    ratio = squashed.log_ratio(jnp.asarray(grid), mean[None], log_std[None])
+    expected = density @ np.asarray(q(jnp.tanh(grid)) - TAU * ratio)
     many = 200_000
     out = jnp.broadcast_to(mean, (many, 1)), jnp.broadcast_to(log_std, (many, 1))
     v, ell = kind.value(out, q, jax.random.key(0), TAU)
@@ -220,7 +223,9 @@ def test_the_actor_is_told_by_the_action_and_the_critic_is_not():
     assert all(x > 0 for x in jax.tree.leaves(moved))
 
 
-def continuous(**options):
+def continuous(**given):
+    options: dict[str, Any] = COMMON | {"capacity": 200, "batch_size": 64}
+
     def policy(params, observation):
         out = rows(observation, params.policy)
         return out[..., :1], out[..., 1:]
@@ -234,18 +239,7 @@ def continuous(**options):
         values,
         lambda _: Tables(normal(1, S, 2), normal(2, 2, S, 3)),
         soft_actor_critic.box([-1.0], [1.0]),
-        **{
-            "optimiser": optax.sgd(0.1),
-            "num_envs": N,
-            "observation": jax.ShapeDtypeStruct((S,), jnp.float64),
-            "capacity": 200,
-            "batch_size": 64,
-            "discount": GAMMA,
-            "tau": TAU,
-            "learning_starts": 0,
-            "steps_per_gradient": T * N,
-        }
-        | options,
+        **options | given,
     )
 
 

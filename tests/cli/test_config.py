@@ -32,6 +32,8 @@ GAMES = {"vector": "Catch-v0", "atari": "Pong-v5", "images": "UTurn-v0"}
 KINDS = pytest.mark.parametrize("game", GAMES.values(), ids=GAMES)
 EACH = pytest.mark.parametrize("algorithm", ALGORITHMS)
 IMAGES_ONLY = ("centred",)
+# Nothing, unless it is given or the algorithm has a default of its own.
+OPEN = ("activation", "layer_norm", "final_tau", "target_kl", "target_entropy", "tau_rate")
 ATARI_ONLY = ("episodic_life", "reward_clip")
 RUNTIME = {name: spec.metadata["images"] for name, spec in fields_of(Runtime).items()}
 
@@ -43,7 +45,13 @@ for _name, _entry in ALGORITHMS.items():
 SPECIAL = [name for name, having in HAVING.items() if len(having) < len(ALGORITHMS)]
 
 
+def game_for(algorithm, game="Catch-v0"):
+    """One whose actions it can choose among."""
+    return "Pendulum-v1" if ALGORITHMS[algorithm].actions == "numbers" else game
+
+
 def of(algorithm, game="Catch-v0", **values):
+    game = game_for(algorithm, game)
     return complete({"game": game, "algorithm": algorithm, "steps": 10**7} | values)
 
 
@@ -67,8 +75,9 @@ def words(**values):
 
 
 def parsed(out, *more, **values):
-    start = {"game": "Catch-v0", "algorithm": "a2c", "steps": 10**7, "out": out}
-    return parse([*words(**start | values), *more])
+    start = {"algorithm": "a2c", "steps": 10**7, "out": out} | values
+    start.setdefault("game", game_for(start["algorithm"]))
+    return parse([*words(**start), *more])
 
 
 def test_the_games_are_of_their_kinds():
@@ -81,8 +90,14 @@ def test_the_games_are_of_their_kinds():
 @EACH
 def test_what_applies_has_a_value_and_nothing_else_has(algorithm, game):
     whole = of(algorithm, game)
-    images, atari = game != GAMES["vector"], game == GAMES["atari"]
+    seen = look_up(whole.game)
+    images, atari = len(seen.observation.shape) == 3, seen.is_atari
+    entry = ALGORITHMS[algorithm]
+    own = entry.defaults(images=images) | ({} if images else dict(entry.architecture))
+    own |= {"layer_norm": entry.architecture.get("layer_norm")}
+    own |= {"target_entropy": -1.0} if entry.tuned else {}
     absent = {"max_episode_steps"}  # EnvPool's own
+    absent |= {name for name in OPEN if own.get(name) is None}
     absent |= set() if images else {*IMAGES_ONLY}
     absent |= set() if atari else {*ATARI_ONLY}
     assert {name for name, value in flat(whole).items() if value is None} == absent
@@ -108,6 +123,8 @@ def test_defaults_are_of_settings_that_it_has(algorithm):
         for name in known:
             usual = fields_of(entry.settings)[name].metadata["images" if images else "vectors"]
             assert defaults[name] == {**table, **entry.fixed}.get(name, usual)
+        if images and entry.actions == "numbers":
+            continue
         taken = flat(of(algorithm, GAMES["atari" if images else "vector"]))
         assert all(taken[name] == x for name, x in defaults.items() if x is not None)
 
@@ -328,8 +345,13 @@ def test_a_flag_of_other_algorithms_is_refused(name, tmp_path):
     having = HAVING[name]
     value = flat(of(having[-1]))[name]
     for algorithm in ALGORITHMS:
+        # Those of the last are of rollouts that others need not have.
+        size = {"num_envs": 8, "rollout_length": 4} if ALGORITHMS[algorithm].replays else {}
         if algorithm in having:
-            assert flat(parsed(tmp_path, algorithm=algorithm, **{name: value})[0])[name] == value
+            assert (
+                flat(parsed(tmp_path, algorithm=algorithm, **size | {name: value})[0])[name]
+                == value
+            )
             continue
         message = f"{said(name, value)} does not go with --algorithm {algorithm}: it belongs to "
         message += f"{', '.join(having)}. Leave it out."
@@ -420,7 +442,7 @@ def test_what_is_missing_is_named(name, resume, tmp_path, capsys):
         ("Cartpole-v1", "CartPole-v1"),
         ("Cathc-v0", "Catch-v0"),
         ("qqqq", "Near ones: "),
-        ("Pendulum-v1", "Name a game with discrete actions"),
+        ("Pendulum-v1", "Name another game, or one of the algorithms sac"),
     ],
 )
 def test_games_that_cannot_be_are_refused(game, message, tmp_path, capsys):
@@ -605,7 +627,13 @@ def test_help_gives_the_defaults_that_are_taken(monkeypatch, capsys):
     assert {*own} <= {*ALGORITHMS}
     for algorithm in ALGORITHMS:
         for images in (False, True):
+            entry = ALGORITHMS[algorithm]
+            if images and entry.actions == "numbers":
+                continue
             taken = flat(of(algorithm, GAMES["atari" if images else "vector"]))
+            if entry.tuned:
+                assert "τ tuned to entropy −D" in entry.about
+                del taken["target_entropy"]
             for name, value in taken.items():
                 if value is None or name in ("game", "algorithm", "steps"):
                     continue
@@ -631,6 +659,7 @@ def test_help_gives_the_defaults_that_are_taken(monkeypatch, capsys):
     assert {name for name, given in shown.items() if given is None} == {
         *("--game", "--algorithm", "--steps", "--out", "--video", "--resume", "--help"),
         *("--max-episode-steps", "--report-every", "--checkpoint-steps", "--until"),
+        *map(flag, OPEN),
     }
 
 
