@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxsoft import traces
 from jaxsoft.algorithms import (
     actor_critic,
     damped_natural_q,
@@ -116,6 +117,7 @@ __all__ = [
     "tied_soft_q",
     "tied_soft_q_loss",
     "trace_targets",
+    "traces",
     "tree_backup_coefficients",
     "v_trace",
     "value_loss",

@@ -93,10 +93,11 @@ def test_the_critic_of_discrete_sac(mdp, tau):
 
 
 def test_soft_policy_iteration_rises_to_soft_q(mdp, tau):
-    policy, q, log_prior = oracles.random_policy(6, mdp.prior), None, log_of(mdp.prior)
+    policy, log_prior = oracles.random_policy(6, mdp.prior), log_of(mdp.prior)
+    q = np.full_like(log_prior, -np.inf)
     for _ in range(60):
         last, q = q, oracles.policy_q(mdp, policy)
-        assert last is None or np.all(q >= last - 1e-11)
+        assert np.all(q >= last - 1e-11)
         policy = np.exp(np.asarray(lib.log_policy(q, tau, log_prior)))
     assert_close(q, oracles.optimal_q(mdp))
 
