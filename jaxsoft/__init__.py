@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxsoft import squashed
+from jaxsoft import traces
 from jaxsoft.algorithms import (
     actor_critic,
     damped_natural_q,
@@ -118,6 +119,7 @@ __all__ = [
     "tied_soft_q",
     "tied_soft_q_loss",
     "trace_targets",
+    "traces",
     "tree_backup_coefficients",
     "v_trace",
     "value_loss",

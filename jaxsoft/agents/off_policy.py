@@ -6,6 +6,7 @@ The three lines of the paper's §6.2 differ in τ and π̄ alone:
     KL penalty (82)      tau=0.1, log_prior=None
     entropy bonus (83)   tau=0.1, log_prior=0.0
 
+They are n-step, or corrected for what acted, as `targets` has it (`jaxsoft.agents.windows`).
 Everything else, ε-greedy behaviour included, is DQN. All counts are of environment steps, those of
 all environments together, so that they mean the same for any number of environments.
 
@@ -24,12 +25,16 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks, boltzmann, losses, returns
+from jaxsoft import _checks, boltzmann, losses
 from jaxsoft.agents import replay, temperature
 from jaxsoft.agents._descent import Trained, descend, mean_loss
 from jaxsoft.agents.base import Agent, Metrics, NetworkFn, Params, Rollout, mean
+from jaxsoft.agents.windows import Targets, n_step_targets
 
-__all__ = ["State", "agent", "n_step_targets"]
+__all__ = ["State", "agent", "log_behaviour"]
+
+Keep = Callable[[Array, Array, Array], Any]
+"""(q [N, A], actions [N], ε) -> extras, a tree of [N, ...]."""
 
 
 class State(NamedTuple):
@@ -52,46 +57,21 @@ class State(NamedTuple):
     steps: Array
 
 
-def n_step_targets(
-    q_t: Array,
-    window: Rollout,
-    *,
-    discount: ArrayLike,
-    tau: ArrayLike,
-    log_prior: ArrayLike | None = None,
-) -> Array:
-    """Targets for the first actions of windows.
+def log_behaviour(q: Array, action: Array, epsilon: Array) -> Array:
+    """What ε-greedy behaviour says of its actions, to be kept for `windows.retrace_targets`.
 
-        y_0 = r_0 + Σ_{0<d<n} γ^d (r_d − τKL_d) + γⁿV(s_n)                     (47), (81)-(83)
-
-    shorter where an episode ends within. n = 1 is `one_step_targets`. V(s_0) and KL(s_0) cancel in
-    (47), so the network is not asked about s_0.
+        log μ(a) = log(ε/|A| + (1 − ε) [a is the first best action])
 
     Args:
-      q_t: action values, of the target network, at states 1 … n [n, B, A].
-      window: n steps of B windows.
-      discount: γ.
-      tau: temperature τ ≥ 0.
-      log_prior: log π̄, broadcasting against `q_t`; `None` is uniform, `0.0` counting.
+      q: action values, of the network that acted, [N, A].
+      action: [N].
+      epsilon: ε.
 
     Returns:
-      [B].
+      [N].
     """
-    v, kl = boltzmann.value_and_kl("off_policy.agent", "q", q_t, tau, log_prior)
-
-    def after_nothing(x: Array) -> Array:
-        """With a state before them, which cancels."""
-        return jnp.concatenate([jnp.zeros_like(v[:1]), x])
-
-    return returns.n_step_soft_q_targets(
-        after_nothing(v),
-        after_nothing(kl[:-1]) if isinstance(kl, Array) else kl,
-        window.reward,
-        discount_t=discount * window.discount,
-        tau=tau,
-        n=len(window.reward),
-        cut_t=window.cut,
-    )[0]
+    greedy = action == jnp.argmax(q, axis=-1)
+    return jnp.log(epsilon / q.shape[-1] + jnp.where(greedy, 1 - epsilon, 0)).astype(q.dtype)
 
 
 def agent(
@@ -113,6 +93,8 @@ def agent(
     steps_per_gradient: int = 4,
     target_period: int = 10_000,
     loss: Callable[[Array, Array, Array], Array] = losses.soft_q_loss,
+    targets: Targets = n_step_targets,
+    keep: Keep | None = None,
 ) -> Agent:
     """An agent that acts ε-greedily and takes gradient steps on samples from its replay.
 
@@ -135,13 +117,17 @@ def agent(
       discount: γ.
       tau: temperature τ ≥ 0, a number, a schedule or a `temperature.Temperature`.
       log_prior: log π̄, broadcasting against q; `None` is uniform, `0.0` counting.
-      n: steps to the bootstrap. Actions within it are not corrected for being off-policy.
+      n: steps of a window. What is made of those after the first is up to `targets`.
       learning_starts: transitions in the replay before the first gradient step; at most as many
         as it holds.
       steps_per_gradient: environment steps for each gradient step.
       target_period: environment steps between refreshments of the target network; it takes over
         the parameters when the count of steps meets, or has just passed, a multiple.
       loss: (q [B, A], actions [B], targets [B]) -> [B].
+      targets: what the first actions of windows are worth. By default an n-step return, whose
+        later actions are not corrected for being off-policy.
+      keep: what is stored with each action and comes back as the `extras` of windows, such as
+        `log_behaviour`; by default nothing.
 
     Returns:
       An `Agent`, whose state is a `State`. Beyond 2³² environment steps the count starts again.
@@ -163,30 +149,41 @@ def agent(
     def init(key: Array) -> State:
         params = init_params(key)
         action = jax.ShapeDtypeStruct((), jnp.int32)
+        extras = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+            jax.eval_shape(lambda: kept_of_nothing(params)),
+        )
         return State(
             params=params,
             optimiser=optimiser.init(params),
             # A copy, since the state is to be donated and no buffer can be twice.
             target_params=jax.tree.map(jnp.copy, params),
             temperature=source.init(),
-            replay=replay.init(capacity, num_envs, observation, action, stack=stack),
+            replay=replay.init(capacity, num_envs, observation, action, extras=extras, stack=stack),
             steps=jnp.zeros((), jnp.uint32),
         )
 
-    def best(state: State, observation: Array) -> tuple[Array, int]:
-        q = network(state.params, observation)
-        return jnp.argmax(q, axis=-1).astype(jnp.int32), q.shape[-1]
+    def kept_of_nothing(params: Params) -> Any:
+        if keep is None:
+            return None
+        q = network(params, jnp.zeros((1, *observation.shape), observation.dtype))
+        return keep(q, jnp.zeros(1, jnp.int32), epsilon_at(jnp.zeros((), jnp.uint32)))
 
-    def act(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, None]:
-        greedy_action, num_actions = best(state, observation)
-        rate = epsilon_at(state.steps)
+    def best(state: State, observation: Array) -> tuple[Array, Array]:
+        q = network(state.params, observation)
+        return jnp.argmax(q, axis=-1).astype(jnp.int32), q
+
+    def act(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, Any]:
+        greedy_action, q = best(state, observation)
+        rate, num_actions = epsilon_at(state.steps), q.shape[-1]
 
         def choose(key: Array, greedy_action: Array) -> Array:
             coin, die = jax.random.split(key)
             random = jax.random.randint(die, (), 0, num_actions, jnp.int32)
             return jnp.where(jax.random.uniform(coin) < rate, random, greedy_action)
 
-        return jax.vmap(choose)(key, greedy_action), carry, None
+        action = jax.vmap(choose)(key, greedy_action)
+        return action, carry, None if keep is None else keep(q, action, rate)
 
     def greedy(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, None]:
         del key
@@ -194,8 +191,13 @@ def agent(
 
     def gradient_step(learned: _Learned, window: Rollout) -> tuple[_Learned, dict[str, Array]]:
         now = source.value(learned.temperature)
-        q_t = network(learned.target_params, window.observation[1:])
-        target = n_step_targets(q_t, window, discount=discount, tau=now, log_prior=log_prior)
+        # Two calls: the first is not computed where the targets do not ask for it.
+        q_0, q_t = (
+            network(learned.target_params, x)
+            for x in (window.observation[:1], window.observation[1:])
+        )
+        q_tm1 = jnp.concatenate([q_0, q_t[:-1]])
+        target = targets(q_tm1, q_t, window, discount=discount, tau=now, log_prior=log_prior)
         action, weight = window.action[0], window.weight[0]
 
         def objective(params: Params) -> tuple[Array, Array]:

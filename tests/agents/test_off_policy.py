@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxsoft import losses, one_step_targets
-from jaxsoft.agents import off_policy, replay, temperature
+from jaxsoft.agents import off_policy, replay, temperature, windows
 from jaxsoft.agents.base import Metrics, Rollout
 from tests.support.memory import temporaries
 from tests.support.steps import of_numpy
@@ -71,7 +71,9 @@ def test_targets(n, prior):
     q_t = np.random.default_rng(1).normal(size=(n, 60, ACTIONS))
     broadcast = log_prior if np.ndim(log_prior) == 0 else log_prior[None, None]
     targets = jax.jit(
-        functools.partial(off_policy.n_step_targets, discount=0.9, log_prior=broadcast)
+        functools.partial(
+            windows.n_step_targets, jnp.asarray(q_t), discount=0.9, log_prior=broadcast
+        )
     )
     terminated = window.discount == 0
     assert terminated[-1].any()
@@ -89,7 +91,7 @@ def test_targets(n, prior):
 def test_one_step_targets_are_those_of_the_paper(tau, log_prior):
     window = random_windows(2, 1, 40)
     q_t = jnp.asarray(np.random.default_rng(3).normal(size=(1, 40, ACTIONS)))
-    y = off_policy.n_step_targets(q_t, window, discount=0.99, tau=tau, log_prior=log_prior)
+    y = windows.n_step_targets(q_t, q_t, window, discount=0.99, tau=tau, log_prior=log_prior)
     expected = one_step_targets(
         window.reward, 0.99 * window.discount, q_t, tau=tau, log_prior=log_prior
     )

@@ -19,11 +19,12 @@ TAUS = (0.01, 0.3, 2.5)
 HEADS: tuple[Literal["q", "actor_critic"], ...] = ("q", "actor_critic")
 
 
+STATIC = {"group_axis", "leave_one_out", "n"}
 # The library, each function compiled once for each shape: eager calls would compile every operation
 # of its own.
 lib = SimpleNamespace(
     **{
-        name: jax.jit(function, static_argnames={"n"} & signature(function).parameters.keys())
+        name: jax.jit(function, static_argnames=STATIC & signature(function).parameters.keys())
         for name, function in vars(jaxsoft).items()
         if isfunction(function)
     }
