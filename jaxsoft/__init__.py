@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxsoft import squashed
+from jaxsoft import squashed, value_gradients
 from jaxsoft.algorithms import (
     actor_critic,
     damped_natural_q,
@@ -58,6 +58,8 @@ from jaxsoft.returns import (
     tree_backup_coefficients,
     v_trace,
 )
+from jaxsoft.stein import stein_direction
+from jaxsoft.value_gradients import value_gradient_loss
 
 __version__ = "0.1.0"
 
@@ -99,6 +101,7 @@ __all__ = [
     "soft_q_targets",
     "soft_value",
     "squashed",
+    "stein_direction",
     "take_action",
     "td_errors",
     "tied_soft_q",
@@ -106,6 +109,8 @@ __all__ = [
     "trace_targets",
     "tree_backup_coefficients",
     "v_trace",
+    "value_gradient_loss",
+    "value_gradients",
     "value_loss",
 ]
 
