@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxsoft import squashed, value_gradients
+from jaxsoft import planning, squashed, value_gradients
 from jaxsoft.algorithms import (
     actor_critic,
     damped_natural_q,
@@ -91,6 +91,7 @@ __all__ = [
     "one_step_targets",
     "path_consistency_loss",
     "pgq_loss",
+    "planning",
     "policy_gradient_loss",
     "policy_value",
     "q_from_policy",

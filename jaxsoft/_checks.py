@@ -55,7 +55,7 @@ _RANGES = {
     "damping": _Range(0, np.inf, "Pass the ridge of the Fisher matrix, such as 1e-3."),
     "discount": _Range(0, 1, "Pass a discount, such as 0.99."),
     "discount_t": _Range(0, 1, "Pass a discount, such as 0.99, and 0 at a termination."),
-    "epsilon": _Range(0, np.inf, "It is the share of the new target; 1 is all of it."),
+    "epsilon": _Range(0, np.inf, "It is the share of the new target, or an error to allow."),
     "high": _Range(-np.inf, np.inf, "Pass the greatest action of a bounded box."),
     "lambda_": _Range(0, 1, "At 0 one step is summed, at 1 the whole rollout."),
     "learning_starts": _Range(0, np.inf, "At 0 learning starts with the first rollout."),
