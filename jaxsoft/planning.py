@@ -40,7 +40,7 @@ def estimate_value(
     epsilon: float,
     discount: float,
     samples: Callable[[float], int],
-    log_prior: Float[ArrayLike, " A"] | Callable[[States], Array],
+    log_prior: Float[ArrayLike, "..."] | Callable[[States], Array],
     player: Callable[[States], Array] | None = None,
 ) -> Float[Array, ""]:
     """Soft value of one state to within ε, by calls of a generative model alone.
@@ -77,12 +77,10 @@ def estimate_value(
       A scalar, in the dtype of the rewards.
     """
     name = "planning.estimate_value"
-    for what, f, signature in (
-        ("model", model, "(key, states, actions) -> (rewards, states)"),
-        ("samples", samples, "epsilon -> N"),
-        ("player", player or bool, "states -> whether the opponent moves"),
-    ):
-        _checks.callable_(name, what, f, signature)
+    _checks.callable_(name, "model", model, "(key, states, actions) -> (rewards, states)")
+    _checks.callable_(name, "samples", samples, "epsilon -> N")
+    if player is not None:
+        _checks.callable_(name, "player", player, "states -> whether the opponent moves")
     temperature = _static(name, "tau", tau, "At tau = 0 values are not smooth.")
     precision = _static(name, "epsilon", epsilon, "Pass the error to allow, such as 0.3.")
     gamma = _static(name, "discount", discount)
