@@ -197,7 +197,7 @@ def _of_every_state(function: str, log_prior: ArrayLike) -> Callable[[States], A
             "Uniform is jnp.full(A, -math.log(A)); pass a function for one per state.",
         )
     if _checks.concrete(log_prior):
-        mass = float(np.sum(np.exp(np.asarray(prior, np.float64))))
+        mass = float(np.sum(np.exp(np.asarray(log_prior, np.float64))))
         if not abs(mass - 1) < 1e-3:
             raise _checks.fail(
                 function,

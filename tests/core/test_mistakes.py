@@ -155,8 +155,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "features of another shape": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), nuisance=np.ones((5, 2))),
-        r"^natural_gradient: expected nuisance to hold K features of each sample .* \[5, 2\] and "
-        r"\[6\]\.",
+        r"^natural_gradient: expected nuisance to hold K features of each .* \[5, 2\] and \[6\]\.",
     ),
     "one feature without its axis": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), nuisance=np.ones(6)),
