@@ -9,8 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxsoft import squashed
-from jaxsoft import traces
+from jaxsoft import planning, squashed, traces, value_gradients
 from jaxsoft.algorithms import (
     actor_critic,
     damped_natural_q,
@@ -66,6 +65,8 @@ from jaxsoft.returns import (
     tree_backup_coefficients,
     v_trace,
 )
+from jaxsoft.stein import stein_direction
+from jaxsoft.value_gradients import value_gradient_loss
 
 __version__ = "0.1.0"
 
@@ -99,6 +100,7 @@ __all__ = [
     "one_step_targets",
     "path_consistency_loss",
     "pgq_loss",
+    "planning",
     "policy_gradient_loss",
     "policy_value",
     "preference_loss",
@@ -112,6 +114,7 @@ __all__ = [
     "soft_value",
     "soft_value_loss",
     "squashed",
+    "stein_direction",
     "take_action",
     "td_errors",
     "temperature_loss",
@@ -122,6 +125,8 @@ __all__ = [
     "traces",
     "tree_backup_coefficients",
     "v_trace",
+    "value_gradient_loss",
+    "value_gradients",
     "value_loss",
 ]
 

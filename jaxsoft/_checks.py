@@ -48,13 +48,14 @@ class _Range(NamedTuple):
 
 # By role: one name has one meaning in all functions.
 _RANGES = {
+    "bandwidth": _Range(0, np.inf, "Pass a length such as 0.5, or None."),
     "clip_c": _Range(0, np.inf, "Infinity clips nothing.", finite=False),
     "clip_rho": _Range(0, np.inf, "Infinity clips nothing.", finite=False),
     "cut_t": _Range(0, 1, "It is 1 or True where a trajectory ends after that transition, else 0."),
     "damping": _Range(0, np.inf, "Pass the ridge of the Fisher matrix, such as 1e-3."),
     "discount": _Range(0, 1, "Pass a discount, such as 0.99."),
     "discount_t": _Range(0, 1, "Pass a discount, such as 0.99, and 0 at a termination."),
-    "epsilon": _Range(0, np.inf, "It is the share of the new target; 1 is all of it."),
+    "epsilon": _Range(0, np.inf, "It is the share of the new target, or an error to allow."),
     "high": _Range(-np.inf, np.inf, "Pass the greatest action of a bounded box."),
     "lambda_": _Range(0, 1, "At 0 one step is summed, at 1 the whole rollout."),
     "learning_starts": _Range(0, np.inf, "At 0 learning starts with the first rollout."),
@@ -362,33 +363,36 @@ def sequences(function: str, **inputs: ArrayLike) -> Sequences:
     return Sequences(tuple(x.astype(compute) for x in arrays.values()), shape, dtype)
 
 
-def vectors(function: str, **inputs: ArrayLike) -> Sequences:
-    """Arrays of vectors [..., D] with the same axes, of which those of the batch may be 1."""
+def vectors(function: str, *, per_set: bool = False, **inputs: ArrayLike) -> Sequences:
+    """Arrays of vectors [..., D], or of sets of any number of them [..., N, D].
+
+    They have the same number of axes; those of the batch may be 1.
+    """
+    own, axes = (2, "[..., N, D]") if per_set else (1, "[..., D]")
     arrays = {name: floating(function, name, x) for name, x in inputs.items()}
     for name, x in arrays.items():
-        if not x.ndim:
+        if x.ndim < own:
             raise fail(
                 function,
-                "a scalar",
-                f"{name} to be [..., D], whose last axis is dimensions",
-                "Add the axis: x[..., None].",
+                str(list(x.shape)),
+                f"{name} to be {axes}, whose last axis is dimensions",
+                "Add the missing axis: x[..., None].",
             )
     for (one, x), (other, y) in itertools.combinations(arrays.items(), 2):
-        batches = zip(x.shape[:-1], y.shape[:-1], strict=False)
-        if (
-            x.ndim != y.ndim
-            or x.shape[-1] != y.shape[-1]
-            or any(m != n and 1 not in (m, n) for m, n in batches)
-        ):
+        batches = zip(x.shape[:-own], y.shape[:-own], strict=False)
+        differ = any(m != n and 1 not in (m, n) for m, n in batches)
+        if x.ndim != y.ndim or x.shape[-1] != y.shape[-1] or differ:
             raise fail(
                 function,
                 f"{list(x.shape)} and {list(y.shape)}",
-                f"{one} and {other} to have the same axes [..., D], those of the batch equal or 1",
+                f"{one} and {other} to have the same axes {axes}, those of the batch equal or 1",
                 f"Broadcast it explicitly, if that is meant: jnp.broadcast_to({other}, …).",
             )
-    shape = np.broadcast_shapes(*(x.shape for x in arrays.values()))
+    batch = np.broadcast_shapes(*(x.shape[:-own] for x in arrays.values()))
+    first = next(iter(arrays.values()))
     dtype = result_dtype(*arrays.values())
     compute = computing_dtype(dtype)
+    shape = (*batch, *first.shape[-own:])
     return Sequences(tuple(x.astype(compute) for x in arrays.values()), shape, dtype)
 
 

@@ -124,6 +124,7 @@ def from_replay(
         learning_starts=settings.learning_starts,
         steps_per_gradient=settings.steps_per_gradient,
         target_period=settings.target_period,
+        **settings.targets(),
     )
 
 

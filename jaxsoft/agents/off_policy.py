@@ -17,7 +17,7 @@ are those of openai/baselines' DQN for Atari in 2017.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,33 +28,14 @@ from jax.typing import ArrayLike
 from jaxsoft import _checks, boltzmann, losses
 from jaxsoft.agents import replay, temperature
 from jaxsoft.agents._descent import Trained, descend, mean_loss
-from jaxsoft.agents.base import Agent, Metrics, NetworkFn, Params, Rollout, mean
+from jaxsoft.agents._replaying import Learned, State, copied, learner
+from jaxsoft.agents.base import Agent, NetworkFn, Params, Rollout, mean
 from jaxsoft.agents.windows import Targets, n_step_targets
 
 __all__ = ["State", "agent", "log_behaviour"]
 
 Keep = Callable[[Array, Array, Array], Any]
 """(q [N, A], actions [N], ε) -> extras, a tree of [N, ...]."""
-
-
-class State(NamedTuple):
-    """All that an off-policy agent knows.
-
-    Attributes:
-      params: of the network.
-      optimiser: its state.
-      target_params: parameters of the target network.
-      temperature: the state of a `temperature.Temperature`.
-      replay: the ring, or `None` where it was left out.
-      steps: environment steps so far, uint32 [].
-    """
-
-    params: Params
-    optimiser: Any
-    target_params: Params
-    temperature: Any
-    replay: replay.Replay | None
-    steps: Array
 
 
 def log_behaviour(q: Array, action: Array, epsilon: Array) -> Array:
@@ -146,22 +127,17 @@ def agent(
         # Schedules subtract: they are given a signed count.
         return jnp.asarray(epsilon(jnp.minimum(steps, 2**31 - 1).astype(jnp.int32)))
 
-    def init(key: Array) -> State:
+    def init(key: Array) -> tuple[Learned, replay.Replay]:
         params = init_params(key)
         action = jax.ShapeDtypeStruct((), jnp.int32)
         extras = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
             jax.eval_shape(lambda: kept_of_nothing(params)),
         )
-        return State(
-            params=params,
-            optimiser=optimiser.init(params),
-            # A copy, since the state is to be donated and no buffer can be twice.
-            target_params=jax.tree.map(jnp.copy, params),
-            temperature=source.init(),
-            replay=replay.init(capacity, num_envs, observation, action, extras=extras, stack=stack),
-            steps=jnp.zeros((), jnp.uint32),
-        )
+        ring = replay.init(capacity, num_envs, observation, action, extras=extras, stack=stack)
+        trained = Trained(params, optimiser.init(params))
+        # A copy, since the state is to be donated and no buffer can be twice.
+        return Learned(trained, jax.tree.map(jnp.copy, params), source.init()), ring
 
     def kept_of_nothing(params: Params) -> Any:
         if keep is None:
@@ -189,7 +165,10 @@ def agent(
         del key
         return best(state, observation)[0], carry, None
 
-    def gradient_step(learned: _Learned, window: Rollout) -> tuple[_Learned, dict[str, Array]]:
+    def gradient_step(
+        learned: Learned, window: Rollout, key: Array
+    ) -> tuple[Learned, dict[str, Array]]:
+        del key
         now = source.value(learned.temperature)
         # Two calls: the first is not computed where the targets do not ask for it.
         q_0, q_t = (
@@ -219,73 +198,20 @@ def agent(
             learned.temperature, mean(boltzmann.kl_to_prior(log_pi, log_prior), weight)
         )
         means = {"loss": value} | {k: mean(x, weight) for k, x in per_window.items()} | step
-        # Of no transition there is nothing to tell: all of these are 0.
-        means["counted"] = jnp.where(jnp.any(weight > 0), 1.0, 0.0)
         return learned._replace(trained=trained, temperature=cooled), means
 
-    def update(state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
-        assert state.replay is not None, "an agent that has forgotten its replay cannot learn"
-        ring = replay.add(state.replay, rollout)
-        updates = _updates(rollout, steps_per_gradient)
-        offsets = steps_per_gradient * jnp.arange(1, updates + 1, dtype=jnp.uint32)
-        steps = state.steps + offsets[-1]
-
-        def learn_once(learned: _Learned, now: tuple[Array, Array]) -> Any:
-            key, step = now
-            window = replay.sample(ring, key, batch_size, n, stack=stack)
-            learned, means = gradient_step(learned, window)
-            due = step % target_period < steps_per_gradient
-            target_params = jax.tree.map(
-                lambda new, old: jnp.where(due, new, old),
-                learned.trained.params,
-                learned.target_params,
-            )
-            return learned._replace(target_params=target_params), means
-
-        def learn(learned: _Learned) -> tuple[_Learned, dict[str, Array]]:
-            keys = jax.random.split(key, updates)
-            learned, means = jax.lax.scan(learn_once, learned, (keys, state.steps + offsets))
-            return learned, jax.tree.map(lambda x: jnp.sum(x, axis=0), means)
-
-        def wait(learned: _Learned) -> tuple[_Learned, dict[str, Array]]:
-            shapes = jax.eval_shape(learn, learned)[1]
-            return learned, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        # The ring only goes in: under `vmap` both branches are taken and what comes out selected.
-        held = ring.filled * num_envs >= min(learning_starts, capacity // num_envs * num_envs)
-        ready = held & (replay.num_starts(ring, n, stack=stack) > 0)
-        trained = Trained(state.params, state.optimiser)
-        learned, sums = jax.lax.cond(
-            ready, learn, wait, _Learned(trained, state.target_params, state.temperature)
-        )
-        count = sums.pop("counted")
-        sums["epsilon"] = epsilon_at(state.steps) * count
-        params, optimised = learned.trained
-        state = State(params, optimised, learned.target_params, learned.temperature, ring, steps)
-        return state, Metrics(sums, count)
-
-    def forget(state: State) -> State:
-        return state._replace(replay=None)
-
-    return Agent(init, act, update, greedy, forget=forget)
-
-
-class _Learned(NamedTuple):
-    """What gradient steps change."""
-
-    trained: Trained
-    target_params: Params
-    temperature: Any
-
-
-def _updates(rollout: Rollout, steps_per_gradient: int) -> int:
-    length, num_envs = rollout.action.shape
-    updates, rest = divmod(length * num_envs, steps_per_gradient)
-    if rest or not updates:
-        raise _checks.fail(
-            "off_policy.agent",
-            f"rollouts of {length} x {num_envs} steps, {steps_per_gradient} to a gradient step",
-            "a whole number of gradient steps a rollout",
-            f"Choose T so that `steps_per_gradient` divides T * {num_envs}, or change the former.",
-        )
-    return updates
+    learning = learner(
+        name,
+        gradient_step,
+        init=init,
+        refresh=copied(target_period, steps_per_gradient),
+        num_envs=num_envs,
+        stack=stack,
+        capacity=capacity,
+        batch_size=batch_size,
+        n=n,
+        learning_starts=learning_starts,
+        steps_per_gradient=steps_per_gradient,
+        of_state=lambda state: {"epsilon": epsilon_at(state.steps)},
+    )
+    return Agent(learning.init, act, learning.update, greedy, forget=learning.forget)

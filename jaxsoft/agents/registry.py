@@ -13,13 +13,14 @@ by trial, on small games. Soft actor-critic's are of its paper [SAC].
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from jaxsoft.agents import natural, on_policy
+from jaxsoft.agents import natural, off_policy, on_policy, windows
 from jaxsoft.agents._make import (
     Make,
     Problem,
@@ -31,6 +32,7 @@ from jaxsoft.agents._make import (
 )
 from jaxsoft.agents.base import Agent
 from jaxsoft.agents.settings import (
+    MOST,
     OnPolicy,
     Settings,
     SettingsError,
@@ -102,6 +104,10 @@ class Remembering(Settings):
         least=1,
         type=count,
     )
+
+    def targets(self) -> dict[str, Any]:
+        """What an agent has for its targets, if not the usual."""
+        return {}
 
     def gradient_steps(self, steps: int) -> int:
         """Gradient steps of a run of so many environment steps."""
@@ -176,6 +182,46 @@ class Replay(Remembering):
         most=1,
         type=float,
     )
+
+
+@dataclass(frozen=True)
+class Traced(Replay):
+    """With n-step targets that are corrected for what acted."""
+
+    traces: str = option(
+        "tree: by the soft policy; retrace: by its ratio to what acted",
+        "tree",
+        choices=("tree", "retrace"),
+    )
+    trace_decay: float = option("λ of the traces", 0.9, least=0, most=1, type=float)
+
+    def targets(self) -> dict[str, Any]:
+        """What `off_policy.agent` makes its targets of."""
+        if self.traces == "tree":
+            function: Any = windows.tree_backup_targets
+            keep = None
+        else:
+            function, keep = windows.retrace_targets, off_policy.log_behaviour
+        return {"targets": functools.partial(function, lambda_=self.trace_decay), "keep": keep}
+
+
+@dataclass(frozen=True)
+class Munchausen(Replay):
+    """With a share of the policy's log-ratio in the reward."""
+
+    munchausen: float = option(
+        "α, the share of τ log(π/π̄) in the reward", 0.9, source="M-DQN", least=0, most=1, type=float
+    )
+    munchausen_least: float = option(
+        "bound of τ log(π/π̄) from below", -1.0, source="M-DQN", least=-MOST, most=0, type=float
+    )
+
+    def targets(self) -> dict[str, Any]:
+        """What `off_policy.agent` makes its targets of."""
+        targets = functools.partial(
+            windows.munchausen_targets, alpha=self.munchausen, least=self.munchausen_least
+        )
+        return {"targets": targets}
 
 
 @dataclass(frozen=True)
@@ -437,6 +483,26 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             "the same with that of an entropy bonus (83)",
             **_FROM_REPLAY,
             fixed={"prior": "counting"},
+            soft=True,
+        ),
+        "soft_q_lambda": Algorithm(
+            "the same with a soft tree backup or Retrace over n steps",
+            **_FROM_REPLAY
+            | {
+                "settings": Traced,
+                "images": _REPLAY | {"n": 5},
+                "vectors": _FROM_REPLAY["vectors"] | {"n": 5},
+            },
+            soft=True,
+        ),
+        "munchausen_dqn": Algorithm(
+            "the same with a share of the policy's log-ratio in the reward",
+            **_FROM_REPLAY
+            | {
+                "settings": Munchausen,
+                "images": _REPLAY | {"tau": 0.03, "prior": "counting"},
+                "vectors": _FROM_REPLAY["vectors"] | {"tau": 0.03, "prior": "counting"},
+            },
             soft=True,
         ),
     }

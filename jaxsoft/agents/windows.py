@@ -17,7 +17,13 @@ from jax.typing import ArrayLike
 from jaxsoft import _checks, boltzmann, losses, returns
 from jaxsoft.agents.base import Rollout
 
-__all__ = ["Targets", "n_step_targets", "retrace_targets", "tree_backup_targets"]
+__all__ = [
+    "Targets",
+    "munchausen_targets",
+    "n_step_targets",
+    "retrace_targets",
+    "tree_backup_targets",
+]
 
 
 class Targets(Protocol):
@@ -162,6 +168,60 @@ def retrace_targets(
     log_pi_a = _log_pi_later(q_t, window, tau, log_prior)
     trace = returns.retrace_coefficients(log_pi_a - window.extras[1:], lambda_=lambda_)
     return _trace_targets(q_tm1, q_t, window, discount, tau, log_prior, trace)
+
+
+def munchausen_targets(
+    q_tm1: Array,
+    q_t: Array,
+    window: Rollout,
+    *,
+    discount: ArrayLike,
+    tau: ArrayLike,
+    alpha: ArrayLike = 0.9,
+    least: ArrayLike = -1.0,
+    log_prior: ArrayLike | None = None,
+) -> Array:
+    """`n_step_targets` of rewards to which a share of the policy's own log-ratio is added.
+
+        r + α max(τℓ(a|s), least),   ℓ = log(π_Q/π̄) of the target network
+
+    Without the bound this is value iteration with a penalty λKL to the policy before, where
+    α = λ/(τ'+λ), τ = τ'+λ: it ends at the soft optimum of temperature (1 − α)τ, and α damps each
+    step as (74)-(78) do. The bound holds off log-ratios of minus infinity; where it binds, all of
+    that is broken.
+
+    Args:
+      q_tm1: action values, of the target network, at states 0 … n−1 [n, B, A].
+      q_t: the same at states 1 … n [n, B, A].
+      window: n steps of B windows.
+      discount: γ.
+      tau: temperature τ > 0.
+      alpha: α, from 0 to 1.
+      least: bound of τℓ from below; −inf is none.
+      log_prior: log π̄, broadcasting against `q_t`; `None` is uniform, `0.0` counting, as in the
+        reference.
+
+    Returns:
+      [B].
+
+    Reference: Vieillard, Pietquin and Geist (2020), *Munchausen Reinforcement Learning*.
+    """
+    log_pi = boltzmann.log_policy(q_tm1, tau, log_prior)
+    log_pi_a = losses.take_action(log_pi, window.action)
+    prior = boltzmann.log_prior_of(log_prior, q_tm1.shape[-1])
+    if jnp.ndim(prior):
+        prior = losses.take_action(jnp.broadcast_to(prior, q_tm1.shape), window.action)
+    bonus = alpha * jnp.maximum(tau * (log_pi_a - prior), least)
+    # What leads away from an end is no step of anybody's.
+    reward = window.reward + jnp.where(window.weight > 0, bonus, 0).astype(window.reward.dtype)
+    return n_step_targets(
+        q_tm1,
+        q_t,
+        window._replace(reward=reward),
+        discount=discount,
+        tau=tau,
+        log_prior=log_prior,
+    )
 
 
 def _log_pi_later(

@@ -29,6 +29,23 @@ class Samples(NamedTuple):
     finite: Array  # whether every log-probability is finite
     parameters: int
 
+    def without(self, features: Array) -> tuple[Samples, Callable[[Array], Array]]:
+        """The same with features [N, K] projected out of Ψ's columns, and that projection."""
+        columns = _orthonormal(self.scale[:, None] * features)
+
+        def project(u: Array) -> Array:
+            # Twice, since once leaves rounding of the size of what it takes away.
+            for _ in range(2):
+                u = u - product(columns, product(columns.T, u))
+            return u
+
+        rest = self._replace(
+            push=lambda v: project(self.push(v)),
+            pull=lambda u: self.pull(project(u)),
+            gram=lambda: project(project(self.gram()).T),
+        )
+        return rest, project
+
 
 def linearise(
     function: str,
@@ -78,6 +95,20 @@ def linearise(
     return Samples(push, lambda u: transpose(u)[0], gram, scale, finite, parameters)
 
 
+def features(function: str, nuisance: ArrayLike, samples: Samples, shape: tuple[int, ...]) -> Array:
+    """`nuisance` [*N, K], for `Samples.without`."""
+    array = _checks.floating(function, "nuisance", nuisance)
+    if array.ndim != len(shape) + 1 or array.shape[:-1] != shape:
+        raise _checks.fail(
+            function,
+            f"{list(array.shape)} and {list(shape)}",
+            "nuisance to hold K features of each sample of log_prob_fn(params), [N, K]",
+            "A single feature is a column: x[..., None].",
+        )
+    rows = array.reshape(math.prod(shape), -1).astype(samples.scale.dtype)
+    return jnp.where(samples.scale[:, None] == 0, 0, rows)
+
+
 def _in_wide(
     log_prob_fn: LogProbFn, wide: Params, params: Params
 ) -> tuple[LogProbFn, tuple[int, ...]]:
@@ -124,6 +155,26 @@ def computing_dtype(function: str, params: Params) -> np.dtype:
 
 def like(tree: Params, other: Params) -> Params:
     return jax.tree.map(lambda x, y: x.astype(jnp.asarray(y).dtype), tree, other)
+
+
+def _orthonormal(x: Array) -> Array:
+    """A basis of the columns of x [N, K], as columns; 0 beyond their rank."""
+    if not x.shape[1]:
+        return x
+    norms = jnp.sqrt(jnp.sum(jnp.square(x), axis=0, keepdims=True))
+    # The unit of a feature does not decide whether it counts.
+    x = x / jnp.where(norms > 0, norms, 1)
+
+    def solve(x: Array) -> Array:
+        basis, values, _ = jnp.linalg.svd(x, full_matrices=False)
+        least = max(x.shape) * float(jnp.finfo(x.dtype).eps) * values[0]
+        # NaN is kept, and so reported.
+        return jnp.where(values[None] <= least, 0, basis)
+
+    # For the reason given in `solve`: LAPACK's calls of a batch, one after the other.
+    sequentially: Any = jax.custom_batching.sequential_vmap
+    basis: Array = sequentially(solve)(x)
+    return basis
 
 
 def product(k: Array, x: Array) -> Array:

@@ -15,7 +15,15 @@ from jax.typing import ArrayLike
 
 from jaxsoft import _checks, _trees
 from jaxsoft._typing import Float, Scalar
-from jaxsoft.natural._operator import LogProbFn, Params, Samples, like, linearise, product
+from jaxsoft.natural._operator import (
+    LogProbFn,
+    Params,
+    Samples,
+    features,
+    like,
+    linearise,
+    product,
+)
 
 __all__ = ["SolveInfo", "SolveStatus", "natural_gradient"]
 
@@ -52,6 +60,7 @@ def natural_gradient(
     damping: Scalar = 1e-3,
     solver: str = "cg",
     weight: Float[ArrayLike, "*N"] | None = None,
+    nuisance: Float[ArrayLike, "*N K"] | None = None,
     tolerance: float | None = None,
     max_iterations: int = 100,
 ) -> tuple[Params, SolveInfo]:
@@ -62,6 +71,14 @@ def natural_gradient(
     w minimises ½‖Ψw − Δ‖²/N + ½λ‖w‖². For the entropy-regularised g of (69) give
     Δ_t − τ(log(π/π̄)(a_t|s_t) − KL(s_t)) as `advantage`, (70).
 
+    With nuisance features Φ it is the policy's part of the joint regression of Δ on [Ψ, Φ],
+
+        (ΨᵀMΨ/N + λI) w = ΨᵀMΔ/N,   M = I − Φ(ΦᵀΦ)⁻¹Φᵀ
+
+    where features of the state stand for its value: then any Δ with the mean Q^π − τℓ will do. A
+    column of ones beside Σ_t log π of each episode, with returns as `advantage`, is the episodic
+    natural actor-critic, w = (ΣF_t)⁻¹∇J, where the sum is not discounted.
+
     Args:
       log_prob_fn: parameters -> log π(a_t|s_t) of the batch's actions, [N] (any shape).
       params: a tree of floating arrays.
@@ -70,11 +87,16 @@ def natural_gradient(
       solver: `"cg"`, or `"gram"` for batches smaller than the parameters.
       weight: non-negative weights of the samples, 0 for those that do not count; N becomes their
         sum.
+      nuisance: Φ, features of each sample that are projected out of Ψ and of Δ, [N, K]; they may
+        depend on each other, and are weighted as the samples are.
       tolerance: on the residual; `None` is 7e-5 in float32 and 4e-10 in float64.
       max_iterations: of conjugate gradients.
 
     Returns:
       (w, info): w like `params`, and a `SolveInfo`.
+
+    Reference: Peters and Schaal (2008), *Natural Actor-Critic*, for `nuisance`. ✎ With features
+    Σγᵗ∇log π it would solve (Σγ²ᵗF_t)w = Σγ²ᵗg_t, which is not the discounted natural gradient.
 
     Correction: (67) multiplies w by ε once more, though (66) has put ε into w already; (71) needs
     log π_θold in its bracket.
@@ -83,9 +105,13 @@ def natural_gradient(
     check(name, damping, solver, tolerance, max_iterations)
     advantage = _checks.real(name, "advantage", advantage)
     samples = linearise(name, log_prob_fn, params, weight, advantage)
-    solve = Solve(samples, damping, tolerance, max_iterations)
     errors = jnp.ravel(advantage).astype(samples.scale.dtype)
     errors = jnp.where(samples.scale == 0, 0, samples.scale * errors)
+    if nuisance is not None:
+        known = features(name, nuisance, samples, advantage.shape)
+        samples, project = samples.without(known)
+        errors = project(errors)
+    solve = Solve(samples, damping, tolerance, max_iterations)
     if solver == "cg":
         w, info = solve.by_conjugate_gradients(samples.pull(errors))
     else:

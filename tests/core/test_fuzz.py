@@ -86,10 +86,11 @@ def is_extreme(given: dict[str, Any]) -> bool:
 
 # Of one state after another, not of transitions between them.
 OF_STATES = {"kl_to_prior", "log_policy", "policy_value", "q_from_policy", "sample_actions"}
-OF_STATES |= {"soft_value"}
+OF_STATES |= {"soft_value", "squashed.action", "squashed.log_ratio", "squashed.sample"}
 # Whose results are no arrays of steps.
 OTHER_RESULTS = {"check_equivalence", "damped_natural_q", "natural_gradient", "scale_by_fisher"}
 OTHER_RESULTS |= {"mix_priors", "preference_loss"}
+OTHER_RESULTS |= {"planning.estimate_value", "stein_direction", "value_gradients.targets"}
 
 
 def broadcast(function: str, given: dict[str, Any]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import pytest
 from jax import Array
 
 import jaxsoft
+from tests.support import calls
 
 T, A = 6, 4
 TAU, LAMBDA, EPSILON, C = 0.3, 0.7, 0.2, 0.5
@@ -119,6 +120,33 @@ CASES: dict[str, Callable[[Inputs, Hyper], Array]] = {
         jaxsoft.v_trace(
             x["x"], x["discount"], x["log_rho"], lambda_=h["lambda_"], cut_t=x["cut"]
         ).advantages
+    ),
+    "squashed.action": lambda x, h: jaxsoft.squashed.action(x["q"], -1.0, h["c"]),
+    "squashed.log_ratio": lambda x, h: jaxsoft.squashed.log_ratio(x["q"], x["q_old"], x["log_pi"]),
+    "stein_direction": lambda x, h: jaxsoft.stein_direction(
+        x["q"][..., None, :],
+        jnp.stack([x["q_old"], x["log_pi"]], -2),
+        jnp.stack([x["log_old"], x["q"]], -2),
+        bandwidth=h["c"],
+    )[..., 0, :],
+    "stein_direction, median": lambda x, h: jaxsoft.stein_direction(
+        x["q"][..., None, :],
+        jnp.stack([x["q_old"], x["log_pi"]], -2),
+        jnp.stack([x["log_old"], x["q"]], -2),
+    )[..., 0, :],
+    "value_gradients.targets": lambda x, h: jaxsoft.value_gradients.targets(
+        calls.step,
+        x["q"][:-1],
+        x["log_pi"][:-1],
+        x["q_old"][1:],
+        discount_t=x["discount"],
+        lambda_=h["lambda_"],
+        cut_t=x["cut"],
+    ),
+    "value_gradient_loss": lambda x, h: jaxsoft.value_gradient_loss(
+        x["q"][:-1],
+        x["q_old"][:-1],
+        metric=x["log_pi"][:-1, ..., None] * x["log_pi"][:-1, ..., None, :],
     ),
     "soft_q_loss": lambda x, h: jaxsoft.soft_q_loss(x["q"][:-1], x["a"], x["x"]),
     "policy_gradient_loss": lambda x, h: jaxsoft.policy_gradient_loss(
@@ -354,11 +382,14 @@ def test_the_table_is_complete() -> None:
         "group_advantages",
         "natural_gradient",
         "preference_loss",
+        "planning.estimate_value",
         "sample_actions",
         "scale_by_fisher",
+        "squashed.sample",
     }
     tested = {name.split(",")[0] for name in CASES} | {"retrace_coefficients"}
     functions = {x: getattr(jaxsoft, x) for x in jaxsoft.__all__}
     # Modules, which have none, are read with their own names.
     core = {x for x, f in functions.items() if getattr(f, "__module__", "jaxsoft") != "jaxsoft"}
     assert tested | elsewhere == core
+    assert tested | elsewhere == calls.PUBLIC.keys()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
+from jaxsoft import squashed
 from tests.support import calls
 
 T, B, A = 5, 2, 3
@@ -186,6 +187,14 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: jaxsoft.natural_gradient(lambda p: log_probs(p)[:0], PARAMS, np.ones(0)),
         "at least one sample",
     ),
+    "features of another shape": (
+        lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), nuisance=np.ones((5, 2))),
+        r"^natural_gradient: expected nuisance to hold K features of each .* \[5, 2\] and \[6\]\.",
+    ),
+    "one feature without its axis": (
+        lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), nuisance=np.ones(6)),
+        r"A single feature is a column: x\[..., None\]",
+    ),
     "no iterations": (
         lambda: jaxsoft.natural_gradient(log_probs, PARAMS, np.ones(6), max_iterations=0),
         "max_iterations >= 1",
@@ -227,6 +236,86 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: equivalence(behaviour_log_pi=v),
         "log μ of every action",
     ),
+    # Continuous actions and states.
+    "a number instead of a vector": (
+        lambda: squashed.log_ratio(0.5, 0.0, 0.0),
+        r"u to be \[..., D\], whose last axis is dimensions",
+    ),
+    "a standard deviation for all": (
+        lambda: squashed.log_ratio(q, q, np.zeros(A)),
+        r"u and log_std to have the same axes \[..., D\]",
+    ),
+    "dimensions differ": (lambda: squashed.log_ratio(q, q, q[..., :1]), "have the same axes"),
+    "keys of another shape, continuous": (
+        lambda: squashed.sample(jax.random.split(jax.random.key(0), T), q, q),
+        "one per state of mean",
+    ),
+    "an empty box": (lambda: squashed.action(q, 1.0, -1.0), "low < high"),
+    "an infinite box": (lambda: squashed.action(q, -np.inf, 1.0), "low finite"),
+    "a box per step": (lambda: squashed.action(q, -np.ones((T, A)), 1.0), "per dimension of u"),
+    "one point and no set": (
+        lambda: jaxsoft.stein_direction(q[0, 0], q[0], q[0]),
+        "to be .*N, D.*, whose last axis",
+    ),
+    "scores of other particles": (
+        lambda: jaxsoft.stein_direction(q, q, q[:, :1]),
+        "score and particles to have the same shape",
+    ),
+    "no particles": (
+        lambda: jaxsoft.stein_direction(q, q[:, :0], q[:, :0]),
+        "particles to be at least one",
+    ),
+    "no bandwidth": (lambda: jaxsoft.stein_direction(q, q, q, bandwidth=0.0), "bandwidth > 0"),
+    "all the states": (
+        lambda: calls.call("value_gradients.targets", states=states),
+        "same length along time",
+    ),
+    "gradients of another batch": (
+        lambda: calls.call("value_gradients.targets", v_gradient=q[:, :1]),
+        "v_gradient and states to have the same shape",
+    ),
+    "noise of another length": (
+        lambda: calls.call("value_gradients.targets", noise={"action": q[1:]}),
+        "noise to hold arrays",
+    ),
+    "a model of one state": (
+        lambda: calls.call("value_gradients.targets", step=lambda s, noise: (s, s.sum())),
+        r"step\(states, noise\) to be .* jax\.vmap\(step\)",
+    ),
+    "a model without rewards": (
+        lambda: calls.call("value_gradients.targets", step=lambda s, noise: s),
+        r"step\(states, noise\) to be",
+    ),
+    "a metric for all": (
+        lambda: jaxsoft.value_gradient_loss(q, q, metric=np.eye(A)),
+        r"metric\[None\]",
+    ),
+    # Planning.
+    "an undiscounted plan": (
+        lambda: calls.call("planning.estimate_value", discount=1.0),
+        "discount < 1",
+    ),
+    "a hard plan": (lambda: calls.call("planning.estimate_value", tau=0.0), "tau > 0"),
+    "a temperature that is traced": (
+        lambda: jax.jit(lambda tau: calls.call("planning.estimate_value", tau=tau))(0.5),
+        "tau to be a Python float, since it fixes the program's structure",
+    ),
+    "an error of nothing": (
+        lambda: calls.call("planning.estimate_value", epsilon=0.0),
+        "epsilon > 0",
+    ),
+    "a measure": (
+        lambda: calls.call("planning.estimate_value", log_prior=np.zeros(A)),
+        "log_prior to be a distribution, .* one of mass 3",
+    ),
+    "half a sample": (
+        lambda: calls.call("planning.estimate_value", samples=lambda epsilon: 0.5),
+        r"samples\(epsilon\) to be a Python int",
+    ),
+    "a model of one action": (
+        lambda: calls.call("planning.estimate_value", model=lambda *x: (jnp.zeros(()), x[1])),
+        "as many floating rewards",
+    ),
 }
 
 
@@ -236,22 +325,26 @@ def test_a_mistake_is_explained(name: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words) as raised:
         call()
     function, _, rest = str(raised.value).partition(": ")
-    assert function in jaxsoft.__all__
+    assert function in calls.FUNCTIONS
     # What must hold, what was given, how to fix it.
     assert re.fullmatch(r"expected .+, got .+\. [A-Z'a-z].+\.", rest)
 
 
 # `observations` go to the network as they are, `params` are a tree of arrays.
-FREE = ("observations", "params", "solver", "key")
+FREE = ("observations", "params", "solver", "key", "noise", "state")
 HYPERPARAMETERS = {
+    "bandwidth": (-1.0, np.inf),
     "clip_c": (-1.0,),
     "clip_rho": (-1.0,),
     "cut_t": (-1.0, 2.0),
     "damping": (-1e-3, np.inf),
+    "discount": (-0.1, 1.01),
     "discount_t": (-0.1, 1.01),
     "epsilon": (-0.1, np.inf),
+    "high": (np.inf,),
     "lambda_": (-0.1, 1.01),
     "max_exponent": (-1.0,),
+    "low": (-np.inf,),
     "mixing": (-0.1, 1.01),
     "step_size": (np.inf,),
     "target_kl": (np.inf,),

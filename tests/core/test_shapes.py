@@ -1,6 +1,7 @@
 """The shapes in the annotations are true: checked at run time, on every public function."""
 
 import inspect
+import operator
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from jaxtyping import TypeCheckError, jaxtyped
 import jaxsoft
 from jaxsoft import _typing
 from tests.core.test_invariance import CASES, HYPER, Hyper, Inputs, make_inputs
+from tests.support import calls
 
 
 def log_prob_fn(p: dict[str, Any], x: Inputs) -> Any:
@@ -56,7 +58,10 @@ CALLS: dict[str, Callable[[Inputs, Hyper], Any]] = CASES | {
         x["x"],
         damping=1e-2,
         weight=jnp.ones_like(x["x"]),
+        nuisance=x["q"][:-1],
     ),
+    "planning.estimate_value": lambda x, h: calls.call("planning.estimate_value"),
+    "squashed.sample": lambda x, h: jaxsoft.squashed.sample(jax.random.key(0), x["q"], x["log_pi"]),
     "scale_by_fisher": lambda x, h: jaxsoft.scale_by_fisher(damping=1e-2),
     "damped_natural_q": lambda x, h: jaxsoft.damped_natural_q(
         lambda p: p["q"],
@@ -85,7 +90,7 @@ CALLS: dict[str, Callable[[Inputs, Hyper], Any]] = CASES | {
         behaviour_log_pi=x["log_pi"][:-1],
     ),
 }
-FUNCTIONS = {name: x for name, x in vars(jaxsoft).items() if inspect.isfunction(x)}
+FUNCTIONS = {name: calls.PUBLIC[name] for name in calls.FUNCTIONS}
 
 
 SHAPED = re.compile(r"Float|Integer|Shaped|Key|Scalar")
@@ -127,7 +132,7 @@ def test_right_shapes_pass(
     name: str, batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for function, checking in CHECKED.items():
-        monkeypatch.setattr(jaxsoft, function, checking)
+        monkeypatch.setattr(f"jaxsoft.{function}", checking)
     trace(CALLS[name], make_inputs(batch))
 
 
@@ -135,23 +140,23 @@ def test_right_shapes_pass(
 def test_a_wrong_annotation_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each one, as soon as it asks for other axes."""
     name, call, x = name.split(",", maxsplit=1)[0], CALLS[name], make_inputs(())
-    function = getattr(jaxsoft, name)
+    function = operator.attrgetter(name)(jaxsoft)
     given: dict[str, Any] = {"return": True}
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         given.update(inspect.signature(function).bind(*args, **kwargs).arguments)
         return function(*args, **kwargs)
 
-    monkeypatch.setattr(jaxsoft, name, recorded)
+    monkeypatch.setattr(f"jaxsoft.{name}", recorded)
     trace(call, x)
     for argument, text in shapes(function).items():
         # `log_prior` may have any shape that broadcasts.
         if given.get(argument) is None or "'...'" in text:
             continue
         wrong = re.sub(r"'([TS] )?(?=\*)", r"'\1two more ", text)
-        wrong = wrong.replace("Scalar", 'Float[ArrayLike, "two more"]')
+        wrong = wrong.replace("''", "'two more'").replace("Scalar", 'Float[ArrayLike, "two more"]')
         assert wrong != text
-        monkeypatch.setattr(jaxsoft, name, checked(function, **{argument: wrong}))
+        monkeypatch.setattr(f"jaxsoft.{name}", checked(function, **{argument: wrong}))
         with pytest.raises(TypeCheckError):
             trace(call, x)
 
@@ -169,7 +174,7 @@ def test_every_function_is_called_with_every_shape(monkeypatch: pytest.MonkeyPat
             )
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(jaxsoft, name, recorded)
+        monkeypatch.setattr(f"jaxsoft.{name}", recorded)
     for call in CALLS.values():
         trace(call, make_inputs(()))
     assert {argument for _, argument in missing} == {"return"}
