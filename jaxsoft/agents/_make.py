@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsoft.agents import networks, off_policy, on_policy, soft_actor_critic, temperature
+from jaxsoft.agents import (
+    networks,
+    off_policy,
+    on_policy,
+    soft_actor_critic,
+    temperature,
+    trust_pcl,
+)
 from jaxsoft.agents.base import Agent
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "descending",
     "from_replay",
     "network_for",
+    "trusting",
 ]
 
 
@@ -159,6 +167,29 @@ def actor_and_critic(
         batch_size=settings.batch_size,
         discount=objective.discount,
         tau=objective.tau,
+        learning_starts=settings.learning_starts,
+        steps_per_gradient=settings.steps_per_gradient,
+        averaging=settings.averaging,
+    )
+
+
+def trusting(head: str, settings: Any, problem: Problem, *, differentiates_target: bool) -> Agent:
+    """Agents that learn path consistency from a replay, within a trust region."""
+    del differentiates_target
+    objective = _objective(settings, problem)
+    return trust_pcl.agent(
+        *_network(head, problem),
+        optimiser=_optimiser(settings, problem),
+        num_envs=settings.num_envs,
+        observation=problem.observation,
+        stack=problem.stack,
+        capacity=settings.capacity,
+        batch_size=settings.batch_size,
+        discount=objective.discount,
+        tau=objective.tau,
+        trust=settings.trust,
+        log_prior=objective.log_prior,
+        n=objective.n,
         learning_starts=settings.learning_starts,
         steps_per_gradient=settings.steps_per_gradient,
         averaging=settings.averaging,

@@ -29,6 +29,7 @@ from jaxsoft.agents._make import (
     descending,
     from_replay,
     network_for,
+    trusting,
 )
 from jaxsoft.agents.base import Agent
 from jaxsoft.agents.settings import (
@@ -51,6 +52,7 @@ __all__ = [
     "descending",
     "from_replay",
     "settings_of",
+    "trusting",
 ]
 
 
@@ -236,6 +238,13 @@ class ReplayActorCritic(Remembering):
         most=1,
         type=float,
     )
+
+
+@dataclass(frozen=True)
+class Trusting(ReplayActorCritic):
+    """With a penalty for leaving the policy that the target network has."""
+
+    trust: float = option("λ, the weight of the KL to the lagged policy", 0.1, least=0, type=float)
 
 
 @dataclass(frozen=True)
@@ -493,6 +502,17 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
                 "images": _REPLAY | {"n": 5},
                 "vectors": _FROM_REPLAY["vectors"] | {"n": 5},
             },
+            soft=True,
+        ),
+        "trust_pcl": Algorithm(
+            "path consistency from a replay, with a KL to the policy of a while ago",
+            head="actor_critic",
+            settings=Trusting,
+            make=trusting,
+            seeds="side by side",
+            images=_REPLAY | {"n": 5, "tau": 0.01, "learning_rate": 1e-4},
+            vectors=_REPLAY
+            | {"n": 10, "tau": 0.02, "rollout_length": 8, "learning_rate": 1e-3, "averaging": 0.01},
             soft=True,
         ),
         "munchausen_dqn": Algorithm(
