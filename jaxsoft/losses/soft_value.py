@@ -65,7 +65,8 @@ def soft_value_loss(
     is_none = log_weight == -jnp.inf
     w = jnp.where(is_none, 0, z + log_weight)
     excess = _beyond_linear(w, jax.lax.stop_gradient(most.astype(w.dtype))) + log_weight
-    loss = jnp.square(temperature) * jnp.where(is_none, -1 - z, excess)
+    # Not τ² first, which may be 0 where z is large.
+    loss = temperature * (temperature * jnp.where(is_none, -1 - z, excess))
     return loss.astype(args.dtype)
 
 

@@ -69,13 +69,13 @@ def test_the_family_is_on_the_page():
     """All tests of its files, and of others those that are named."""
     _, family = PAGE.read_text(encoding="utf-8").split("\n## The family\n")
     named = set(re.findall(r"`(test_\w+)`", family))
-    existing = {path: tests_of(path) for path in TESTS.glob("**/test_*.py")}
+    existing = {path: functions_of(path) for path in TESTS.glob("**/test_*.py")}
     assert named <= set().union(*existing.values())
     own = [tests for path, tests in existing.items() if path.name.startswith("test_family")]
     assert set().union(*own) <= named
 
 
-def tests_of(path):
+def functions_of(path):
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     functions = (x.name for x in nodes if isinstance(x, ast.FunctionDef))
     return {name for name in functions if name.startswith("test_")}
