@@ -49,8 +49,14 @@ def soft_value_loss(
     """
     name = "soft_value_loss"
     _checks.arguments(name, v_tm1=v_tm1, q_a_tm1=q_a_tm1, tau=tau, log_weight=log_weight)
-    if _checks.concrete(tau) and np.any(np.asarray(tau) == 0):
-        raise _checks.fail(name, "0", "tau > 0", "At 0 it is no loss: take the maximum itself.")
+    # Smaller ones are 0 to a processor that flushes them.
+    if _checks.concrete(tau) and np.any(np.asarray(tau) < np.finfo(np.float32).tiny):
+        raise _checks.fail(
+            name,
+            f"{np.min(np.asarray(tau))}",
+            "tau > 0, and no less than a normal float32",
+            "At 0 it is no loss: take the maximum itself, soft_value(q, 0.0).",
+        )
     most = _checks.scalar(name, "max_exponent", max_exponent)
     args = _checks.sequences(
         name,

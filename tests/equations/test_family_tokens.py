@@ -22,7 +22,7 @@ AT = np.array(
 DISCOUNT = np.repeat([[1.0]] * (LENGTH - 1) + [[0.0]], SEQUENCES.shape[1], axis=1)
 
 rng = np.random.default_rng(0)
-REWARD: np.ndarray = rng.normal(size=SEQUENCES.shape[1])
+REWARD = rng.normal(size=SEQUENCES.shape[1:])
 R = np.zeros(SEQUENCES.shape)
 R[-1] = REWARD
 REFERENCE = np.log(rng.dirichlet(np.ones(TOKENS), size=len(PREFIXES)))
