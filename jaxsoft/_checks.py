@@ -208,7 +208,7 @@ def axis(function: str, name: str, x: object, array_name: str, array: Array, lea
     if not -array.ndim <= x < array.ndim or array.shape[x] < least:
         raise fail(
             function,
-            f"{x} and {list(array.shape)}",
+            f"{said(x)} and {list(array.shape)}",
             f"{name} to be an axis of {array_name}, with at least {least} entries",
             "Check which axis holds what is compared.",
         )

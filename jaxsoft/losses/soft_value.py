@@ -49,8 +49,14 @@ def soft_value_loss(
     """
     name = "soft_value_loss"
     _checks.arguments(name, v_tm1=v_tm1, q_a_tm1=q_a_tm1, tau=tau, log_weight=log_weight)
-    if _checks.concrete(tau) and np.any(np.asarray(tau) == 0):
-        raise _checks.fail(name, "0", "tau > 0", "At 0 it is no loss: take the maximum itself.")
+    # Smaller ones are 0 to a processor that flushes them.
+    if _checks.concrete(tau) and np.any(np.asarray(tau) < np.finfo(np.float32).tiny):
+        raise _checks.fail(
+            name,
+            f"{np.min(np.asarray(tau))}",
+            "tau > 0, and no less than a normal float32",
+            "At 0 it is no loss: take the maximum itself, soft_value(q, 0.0).",
+        )
     most = _checks.scalar(name, "max_exponent", max_exponent)
     args = _checks.sequences(
         name,
@@ -65,7 +71,8 @@ def soft_value_loss(
     is_none = log_weight == -jnp.inf
     w = jnp.where(is_none, 0, z + log_weight)
     excess = _beyond_linear(w, jax.lax.stop_gradient(most.astype(w.dtype))) + log_weight
-    loss = jnp.square(temperature) * jnp.where(is_none, -1 - z, excess)
+    # Not τ² first, which may be 0 where z is large.
+    loss = temperature * (temperature * jnp.where(is_none, -1 - z, excess))
     return loss.astype(args.dtype)
 
 

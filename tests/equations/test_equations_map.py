@@ -61,7 +61,24 @@ def test_row_is_true(row):
 def test_every_marked_test_is_on_the_page():
     assert set(MARKED) == set(EQUATIONS)
     names = set().union(*MARKED.values())
-    assert set(re.findall(r"`(test_\w+)`", PAGE.read_text(encoding="utf-8"))) == names
+    equations, _ = PAGE.read_text(encoding="utf-8").split("\n## The family\n")
+    assert set(re.findall(r"`(test_\w+)`", equations)) == names
+
+
+def test_the_family_is_on_the_page():
+    """All tests of its files, and of others those that are named."""
+    _, family = PAGE.read_text(encoding="utf-8").split("\n## The family\n")
+    named = set(re.findall(r"`(test_\w+)`", family))
+    existing = {path: functions_of(path) for path in TESTS.glob("**/test_*.py")}
+    assert named <= set().union(*existing.values())
+    own = [tests for path, tests in existing.items() if path.name.startswith("test_family")]
+    assert set().union(*own) <= named
+
+
+def functions_of(path):
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    functions = (x.name for x in nodes if isinstance(x, ast.FunctionDef))
+    return {name for name in functions if name.startswith("test_")}
 
 
 def test_misprints_are_told():
