@@ -5,8 +5,8 @@ roughly, to √(kε), one more draw along π_q makes V known to ε: two nested e
 tree, and a number of calls that is polynomial in 1/ε whatever the number of states.
 
 Reference: Grill, Domingues, Ménard, Munos and Valko (2019), *Planning in Entropy-Regularized
-Markov Decision Processes and Games*. Correction: k = 2τ(1 − √γ) suffices, in place of the paper's
-smaller one. ✎ Games are turn-based and zero-sum here; the prior is a distribution, so that values
+Markov Decision Processes and Games*. Correction: k = 2τ(1 − √γ) suffices, where published
+code has τ(1 − √γ)/|A|. ✎ Games are turn-based and zero-sum here; the prior is a distribution, so that values
 lie in [0, 1/(1 − γ)] and log|A| leaves the constants.
 """
 
