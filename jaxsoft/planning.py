@@ -5,15 +5,15 @@ roughly, to √(kε), one more draw along π_q makes V known to ε: two nested e
 tree, and a number of calls that is polynomial in 1/ε whatever the number of states.
 
 Reference: Grill, Domingues, Ménard, Munos and Valko (2019), *Planning in Entropy-Regularized
-Markov Decision Processes and Games*. Correction: k = 2τ(1 − √γ) suffices, in place of the paper's
-smaller one. ✎ Games are turn-based and zero-sum here; the prior is a distribution, so that values
+Markov Decision Processes and Games*. Correction: k = 2τ(1 − √γ) suffices, where published code has
+τ(1 − √γ)/|A|. ✎ Games are turn-based and zero-sum here; the prior is a distribution, so that values
 lie in [0, 1/(1 − γ)] and log|A| leaves the constants.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,9 @@ __all__ = ["estimate_value"]
 
 States = Any
 Model = Callable[[Array, States, Array], tuple[Array, States]]
+
+# Of the model: in all, and as parts of the program.
+_CALLS, _BATCHES = 2**22, 2**12
 
 
 def estimate_value(
@@ -53,7 +56,8 @@ def estimate_value(
 
     and V(q̂) of estimate Q(s, ε) is returned. |E sample V − V| ≤ ε if each Q is within its ε. The
     recursion is unrolled, a level's states in one batch, so memory grows with the number of calls:
-    a thousand at ε = 0.3, γ = 0.4 and three actions, and beyond reach for γ near 1.
+    a thousand at ε = 0.3, γ = 0.4 and three actions; more than four million are refused, which γ
+    near 1 would take.
 
         value = planning.estimate_value(
             model, state, key, 0.5, epsilon=0.3, discount=0.4,
@@ -94,6 +98,19 @@ def estimate_value(
     prior = log_prior if callable(log_prior) else _of_every_state(name, log_prior)
     plan = _Plan(name, model, prior, player, samples, temperature, gamma)
     state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
+    actions = int(_of_one_state(name, "log_prior", prior(state), "[1, A]").shape[-1])
+    if player is not None:
+        _of_one_state(name, "player", player(state), "[1]")
+    calls = 0
+    for number, size in enumerate(plan.calls(actions, 1, precision)):
+        calls += size
+        if calls > _CALLS or number > _BATCHES:
+            raise _checks.fail(
+                name,
+                "one that needs more",
+                f"an epsilon that {_CALLS:,} calls of the model are enough for",
+                "Raise epsilon or tau; lower discount or samples.",
+            )
     return plan.value(state, plan.estimate_q(key, state, precision))[0]
 
 
@@ -108,15 +125,23 @@ class _Plan(NamedTuple):
     tau: float
     discount: float
 
+    @property
+    def largest(self) -> float:
+        return 1 / (1 - self.discount)
+
+    @property
+    def smoothness(self) -> float:
+        # k
+        return 2 * self.tau * (1 - math.sqrt(self.discount))
+
     def sample_value(self, key: Array, states: States, epsilon: float) -> Array:
         """One draw of each state's value [M], of which the mean is within ε."""
-        smoothness = 2 * self.tau * (1 - math.sqrt(self.discount))
-        if epsilon >= 1 / (1 - self.discount):
+        if epsilon >= self.largest:
             return jnp.zeros(len(self.log_prior(states)))
-        if epsilon >= smoothness:
+        if epsilon >= self.smoothness:
             return self.value(states, self.estimate_q(key, states, epsilon))
         for_q, for_action, for_model, for_rest = jax.random.split(key, 4)
-        q = self.estimate_q(for_q, states, math.sqrt(smoothness * epsilon))
+        q = self.estimate_q(for_q, states, math.sqrt(self.smoothness * epsilon))
         log_pi = self.policy(states, q)
         actions = boltzmann.sample_actions(for_action, log_pi)
         rewards, following = self.call(for_model, states, actions)
@@ -129,13 +154,28 @@ class _Plan(NamedTuple):
         """Action values [M, A], each from N(ε) draws."""
         for_model, for_rest = jax.random.split(key)
         size, count = self.log_prior(states).shape
-        draws = _checks.count(self.function, "samples(epsilon)", self.samples(epsilon))
+        draws = self.draws(epsilon)
         actions = jnp.tile(jnp.repeat(jnp.arange(count, dtype=jnp.int32), draws), size)
         repeated = jax.tree.map(lambda x: jnp.repeat(x, count * draws, axis=0), states)
         rewards, following = self.call(for_model, repeated, actions)
         rest = self.sample_value(for_rest, following, self.coarser(epsilon))
-        rest = jnp.clip(rest, 0, 1 / (1 - self.discount)).astype(rewards.dtype)
+        rest = jnp.clip(rest, 0, self.largest).astype(rewards.dtype)
         return jnp.mean((rewards + self.discount * rest).reshape(size, count, draws), axis=-1)
+
+    def calls(self, actions: int, size: int, epsilon: float) -> Iterator[int]:
+        """Sizes of the batches that `estimate_q` of `size` states gives the model."""
+        size *= actions * self.draws(epsilon)
+        yield size
+        epsilon = self.coarser(epsilon)
+        while epsilon < self.smoothness and epsilon < self.largest:
+            yield from self.calls(actions, size, math.sqrt(self.smoothness * epsilon))
+            yield size
+            epsilon = self.coarser(epsilon)
+        if epsilon < self.largest:
+            yield from self.calls(actions, size, epsilon)
+
+    def draws(self, epsilon: float) -> int:
+        return _checks.count(self.function, "samples(epsilon)", self.samples(epsilon))
 
     def coarser(self, epsilon: float) -> float:
         """The error that a step later counts as ε√γ."""
@@ -185,6 +225,19 @@ def _static(function: str, name: str, x: Any, positive: str = "") -> float:
         )
     _checks.scalar(function, name, x, positive=positive)
     return float(np.asarray(x))
+
+
+def _of_one_state(function: str, name: str, x: Any, axes: str) -> Array:
+    """What a function says of a batch of one state."""
+    array = _checks.real(function, f"{name}(states)", x)
+    if array.ndim != axes.count(",") + 1 or array.shape[0] != 1 or not array.size:
+        raise _checks.fail(
+            function,
+            str(list(array.shape)),
+            f"{name}(states) of a batch of one state to be {axes}",
+            "It is given a whole batch: use jax.vmap for a function of one state.",
+        )
+    return array
 
 
 def _of_every_state(function: str, log_prior: ArrayLike) -> Callable[[States], Array]:

@@ -60,23 +60,25 @@ def stein_direction(
             name, str(list(particles.shape)), "particles to be at least one", "Draw some."
         )
     difference = at[..., :, None, :] - particles[..., None, :, :]
-    square = jnp.sum(jnp.square(difference), axis=-1)
     if bandwidth is None:
-        h_square = _median_rule(square, particles.shape[-2])
+        h = _median_rule(difference)
     else:
         positive = "Pass a length such as 0.5, or None for one from the median distance."
-        h = _checks.scalar(name, "bandwidth", bandwidth, positive=positive)
-        h_square = jnp.square(h.astype(square.dtype))
-    kernel = jnp.exp(-0.5 * square / h_square)[..., None]
-    slope = difference / (h_square[..., None] if h_square.ndim else h_square)
+        h = _checks.scalar(name, "bandwidth", bandwidth, positive=positive).astype(at.dtype)
+        # What underflows is still a length.
+        h = jnp.maximum(h, jnp.finfo(h.dtype).tiny)
+    scaled = difference / h
+    kernel = jnp.exp(-0.5 * jnp.sum(jnp.square(scaled), axis=-1, keepdims=True))
+    slope = jnp.where(kernel > 0, scaled / h, 0)
     terms = kernel * (score[..., None, :, :] + slope)
     return jnp.mean(terms, axis=-2).astype(args.dtype)
 
 
-def _median_rule(square: Array, count: int) -> Array:
-    """h² [..., 1, 1] of squared distances [..., M, N] from N particles."""
-    if not square.shape[-2]:
-        return jnp.ones((*square.shape[:-2], 1, 1), square.dtype)
-    middle = jnp.median(square, axis=(-2, -1), keepdims=True)
+def _median_rule(difference: Array) -> Array:
+    """Bandwidths [..., 1, 1, 1] of points' differences [..., M, N, D] from N particles."""
+    if not difference.size:
+        return jnp.ones((1,) * difference.ndim, difference.dtype)
+    square = jnp.sum(jnp.square(difference), axis=-1, keepdims=True)
+    middle = jnp.median(square, axis=(-3, -2), keepdims=True)
     # Where all distances are 0, the kernel is 1 whatever its bandwidth.
-    return jnp.where(middle > 0, middle, 1) / (2 * math.log(count + 1))
+    return jnp.sqrt(jnp.where(middle > 0, middle, 1) / (2 * math.log(difference.shape[-2] + 1)))

@@ -92,7 +92,7 @@ def targets(
     shape = starts.shape[:-1]
     discount, decay = (jnp.broadcast_to(given[key], shape)[..., None] for key in steps)
     if cut_t is not None:
-        decay = decay * (1 - given["cut_t"][..., None])
+        decay = decay * (1 - jnp.broadcast_to(given["cut_t"], shape)[..., None])
     # Behind the last transition nothing is known but ∇V.
     decay = jnp.concatenate([decay[:-1], jnp.zeros_like(decay[-1:])])
     _check_noise(name, noise, shape[0])
@@ -180,18 +180,20 @@ def _check_noise(function: str, noise: Noise, length: int) -> None:
 
 
 def _check_step(function: str, step: Callable[..., Any], states: Array, noise: Noise) -> None:
-    first = jax.tree.map(lambda x: jnp.asarray(x)[0], (states, noise))
-    out = jax.eval_shape(step, *first)
-    try:
-        ends, rewards = out
-        given = f"{list(ends.shape)} and {list(rewards.shape)}"
-        right = ends.shape == states.shape[1:] and rewards.shape == states.shape[1:-1]
-    except (AttributeError, TypeError, ValueError):
-        given, right = str(out), False
-    if not right:
-        raise _checks.fail(
-            function,
-            f"{given} for states {list(states.shape[1:])}",
-            "step(states, noise) to be (next states [..., n], rewards [...])",
-            "It is given the whole batch: use jax.vmap(step) for a model of one state.",
-        )
+    def check(state: Array, noise: Noise) -> None:
+        out: Any = step(state, noise)
+        try:
+            ends, rewards = out
+            given = f"{list(ends.shape)} and {list(rewards.shape)}"
+            right = ends.shape == state.shape and rewards.shape == state.shape[:-1]
+        except (AttributeError, TypeError, ValueError):
+            given, right = f"a {type(out).__name__}", False
+        if not right:
+            raise _checks.fail(
+                function,
+                f"{given} for states {list(state.shape)}",
+                "step(states, noise) to be (next states [..., n], rewards [...])",
+                "It is given the whole batch: use jax.vmap(step) for a model of one state.",
+            )
+
+    jax.eval_shape(check, *jax.tree.map(lambda x: jnp.asarray(x)[0], (states, noise)))

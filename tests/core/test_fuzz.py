@@ -34,7 +34,7 @@ SHAPES = [(), (0,), (1,), (T,), (T + 1,), (B,), (A,), (N,), (T, 1), (1, B), (T, 
 SHAPES += [(T, B, A), (T + 1, B, A), (T, 1, A), (T, B, 1), (0, B), (0, B, A), (T, B, 0), (B, T)]
 SHAPES += [(T + 1, 1, A), (1, 1, A), (2, T, B), (2, T, B, A), (T, A, B), (1, T + 1, B, A)]
 # What a network makes of its parameters and observations is its own affair.
-OTHERS = ("observations", "params")
+OTHERS = ("noise", "observations", "params", "state")
 DTYPES = [np.float64, np.float32, np.float16, jnp.bfloat16, np.int8, np.uint8, np.int64]
 DTYPES += [np.uint32, bool, complex, object, "U3"]
 
@@ -91,6 +91,7 @@ OF_STATES |= {"soft_value", "squashed.action", "squashed.log_ratio", "squashed.s
 OTHER_RESULTS = {"check_equivalence", "damped_natural_q", "natural_gradient", "scale_by_fisher"}
 OTHER_RESULTS |= {"mix_priors", "preference_loss"}
 OTHER_RESULTS |= {"planning.estimate_value", "stein_direction", "value_gradients.targets"}
+OTHER_RESULTS |= {"planning.estimate_value"}
 
 
 def broadcast(function: str, given: dict[str, Any]) -> tuple[int, ...]:
@@ -101,8 +102,10 @@ def broadcast(function: str, given: dict[str, Any]) -> tuple[int, ...]:
         shape: tuple[int, ...] = (
             np.shape(value) if usual or isinstance(value, (np.ndarray, jax.Array)) else ()
         )
-        if name == "log_prior" or len(usual) == 3:
+        if name in ("high", "log_prior", "low") or len(usual) == 3:
             shape = shape[:-1]
+        if len(usual) == 4:
+            shape = shape[:-2]
         of_state = usual[:1] == (T + 1,) or (name == "log_prior" and shape[:1] == (T + 1,))
         if of_state and function not in OF_STATES:
             shape = (shape[0] - 1, *shape[1:])

@@ -304,6 +304,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: calls.call("planning.estimate_value", epsilon=0.0),
         "epsilon > 0",
     ),
+    "more than can be": (
+        lambda: calls.call("planning.estimate_value", discount=0.99),
+        "an epsilon that 4,194,304 calls of the model are enough for",
+    ),
     "a measure": (
         lambda: calls.call("planning.estimate_value", log_prior=np.zeros(A)),
         "log_prior to be a distribution, .* one of mass 3",

@@ -139,4 +139,5 @@ def test_the_forms_of_other_platforms_say_the_same(
     pure: tuple[str, ...] = ("td_errors", "soft_q_targets", "q_from", "retrace", "tree_backup")
     pure += ("squashed", "stein", "value_gradient", "value_loss", "tied_loss", "sampled_value")
     pure += ("mix_priors", "soft_value_loss", "temperature_loss")
+    pure += ("squashed", "stein", "value_gradient", "value_loss")
     assert chosen or name.startswith(pure)

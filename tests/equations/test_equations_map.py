@@ -8,16 +8,25 @@ from pathlib import Path
 import pytest
 
 import jaxsoft
-from tests.support import oracles
+from tests.support import calls, oracles
 
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "equations.md"
 EQUATIONS = range(1, 91)
+PAPER, FAMILY = PAGE.read_text(encoding="utf-8").split("\n## The family\n")
+
+
+def laws():
+    """(law, functions, tests) of every row of the family's table."""
+    table = [line for line in FAMILY.splitlines() if line.startswith("|")][2:]
+    for line in table:
+        law, functions, tests = (cell.strip() for cell in line.strip("|").split("|"))
+        yield law, set(re.findall(r"`([\w.]+)`", functions)), set(re.findall(r"`(\w+)`", tests))
 
 
 def rows():
     """(numbers, meaning, functions, tests) of every row of the page's tables."""
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
+    for line in PAPER.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ("):
             assert len(cells) == 4, line
@@ -79,6 +88,22 @@ def functions_of(path):
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     functions = (x.name for x in nodes if isinstance(x, ast.FunctionDef))
     return {name for name in functions if name.startswith("test_")}
+    assert set(re.findall(r"`(test_\w+)`", PAPER)) == names
+
+
+def test_laws_of_the_family_are_proven():
+    """Every function of a theme has its law, and every law a test that exists."""
+    files = TESTS.glob("**/test_*.py")
+    existing = set().union(*(re.findall(r"def (test_\w+)", x.read_text()) for x in files))
+    named: set[str] = set()
+    for law, functions, tests in laws():
+        assert law
+        assert functions
+        assert functions <= set(calls.FUNCTIONS)
+        assert tests
+        assert tests <= existing
+        named |= functions
+    assert named >= {name for name in calls.FUNCTIONS if "." in name}
 
 
 def test_misprints_are_told():
