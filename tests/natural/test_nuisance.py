@@ -99,7 +99,7 @@ def test_weights_also_weigh_the_features(solver):
 def test_features_may_depend_on_each_other_and_have_any_unit(solver):
     phi = features()
     wanted = solve(solver, phi)
-    more = np.concatenate([1e-9 * phi, phi @ np.ones((K, 2)), np.zeros((N, 1))], axis=1)
+    more = np.concatenate([1e-15 * phi, phi @ np.ones((K, 2)), np.zeros((N, 1))], axis=1)
     np.testing.assert_allclose(solve(solver, more), wanted, rtol=1e-6, atol=1e-9)
     nothing = solve(solver, np.zeros((N, 0)))
     np.testing.assert_allclose(nothing, solve(solver, None), rtol=1e-10, atol=1e-13)
