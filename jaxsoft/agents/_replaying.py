@@ -132,7 +132,9 @@ def learner(
             window = replay.sample(ring, of_replay, batch_size, n, stack=stack)
             learned, means = gradient_step(learned, window, of_step)
             # Of no transition there is nothing to tell: all sums are 0.
-            means["counted"] = jnp.where(jnp.any(window.weight[0] > 0), 1.0, 0.0)
+            counted = jnp.where(jnp.any(window.weight[0] > 0), 1.0, 0.0)
+            means = {name: jnp.where(counted > 0, x, 0) for name, x in means.items()}
+            means["counted"] = counted
             target = refresh(steps, learned.trained.params, learned.target_params)
             return learned._replace(target_params=target), means
 

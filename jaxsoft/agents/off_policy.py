@@ -198,7 +198,8 @@ def agent(
             learned.temperature, mean(boltzmann.kl_to_prior(log_pi, log_prior), weight)
         )
         means = {"loss": value} | {k: mean(x, weight) for k, x in per_window.items()} | step
-        return learned._replace(trained=trained, temperature=cooled), means
+        told = temperature.told(source, learned.temperature)
+        return learned._replace(trained=trained, temperature=cooled), means | told
 
     learning = learner(
         name,

@@ -338,7 +338,8 @@ def agent_along(
         cooled = source.update(state.temperature, kl)
         # Of no transition there is nothing to tell: all sums are 0.
         count = jnp.where(jnp.any(rollout.weight > 0), 1.0, 0.0)
-        return State(*trained, cooled), Metrics(means | description | step, count)
+        tau = {k: count * x for k, x in temperature.told(source, state.temperature).items()}
+        return State(*trained, cooled), Metrics(means | description | step | tau, count)
 
     return Agent(init, act, update, greedy)
 

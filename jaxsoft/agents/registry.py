@@ -448,9 +448,15 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             head="q",
             settings=OnPolicy,
             make=descending(on_policy.nstep_soft_q),
-            images={"optimiser": "adam", "learning_rate": 2.5e-4, "tau": 0.01},
-            vectors={"tau": 0.05},
-            architecture={"layer_norm": True},
+            images={"optimiser": "adam", "learning_rate": 2.5e-4},
+            vectors={
+                "num_envs": 8,
+                "learning_rate": 1e-3,
+                "max_gradient_norm": 10.0,
+                "tau": 0.5,
+                "final_tau": 0.03,
+            },
+            architecture={"layer_norm": True, "activation": "relu"},
             soft=True,
         ),
         "sac": Algorithm(

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxsoft import _checks, losses
 
-__all__ = ["Temperature", "constant", "held", "of", "scheduled", "tuned"]
+__all__ = ["Temperature", "constant", "held", "of", "scheduled", "told", "tuned"]
 
 
 class Temperature(NamedTuple):
@@ -80,6 +80,11 @@ def tuned(target_kl: ArrayLike, *, start: float = 1.0, learning_rate: float = 3e
         return log_tau + step, memory
 
     return Temperature(init, lambda state: jnp.exp(state[0]), update)
+
+
+def told(source: Temperature, state: Any) -> dict[str, Array]:
+    """τ for the metrics, where it changes."""
+    return {"tau": jnp.asarray(source.value(state))} if jax.tree.leaves(state) else {}
 
 
 def of(tau: ArrayLike | Temperature | Callable[[Array], ArrayLike]) -> Temperature:

@@ -125,6 +125,7 @@ def agent(
             "kl_to_lagged": jaxsoft.kl_to_prior(log_pi, lagged[0]),
         }
         means = {"loss": value} | {key: mean(x, weight) for key, x in told.items()} | step
+        means |= temperature.told(source, learned.temperature)
         cooled = source.update(learned.temperature, mean(kl, weight))
         return learned._replace(trained=trained, temperature=cooled), means
 
