@@ -128,9 +128,9 @@ def learner(
 
         def learn_once(learned: Learned, now: tuple[Array, Array]) -> Any:
             key, steps = now
-            of_replay, of_step = jax.random.split(key)
-            window = replay.sample(ring, of_replay, batch_size, n, stack=stack)
-            learned, means = gradient_step(learned, window, of_step)
+            window = replay.sample(ring, key, batch_size, n, stack=stack)
+            # A third one, beside the two into which `sample` splits it.
+            learned, means = gradient_step(learned, window, jax.random.fold_in(key, 2))
             # Of no transition there is nothing to tell: all sums are 0.
             counted = jnp.where(jnp.any(window.weight[0] > 0), 1.0, 0.0)
             means = {name: jnp.where(counted > 0, x, 0) for name, x in means.items()}

@@ -8,7 +8,6 @@ import difflib
 import shutil
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,8 @@ def parser() -> Parser:
     groups: dict[str, Any] = {}
 
     def add(name: str, spec: dataclasses.Field[Any], default: str) -> None:
-        title = spec.metadata["group"] or "only " + ", ".join(_having(name))
+        having = textwrap.fill("only " + ", ".join(_having(name)), 98, subsequent_indent=" " * 5)
+        title = spec.metadata["group"] or having
         if title not in groups:
             groups[title] = out.add_argument_group(title)
         options = dict(spec.metadata["parser"])
@@ -141,13 +141,17 @@ def _default(algorithm: str, name: str) -> str:
     if name not in fields_of(entry.settings):
         return ""
     shown = _pair(*(entry.defaults(images=images)[name] for images in (True, False)))
-    # An n that is left open is the rollout's length.
-    return shown or ("--rollout-length" if name == "n" else "")
+    return _open(name, shown)
 
 
 def _usual(name: str) -> str:
-    """The default of most algorithms that have a setting."""
-    return Counter(_default(algorithm, name) for algorithm in _having(name)).most_common(1)[0][0]
+    """The default of a setting, where an algorithm has none of its own."""
+    return _open(name, _pair(*(_own()[name].metadata[kind] for kind in ("images", "vectors"))))
+
+
+def _open(name: str, shown: str) -> str:
+    """An n that is left open is the rollout's length."""
+    return shown or ("--rollout-length" if name == "n" else "")
 
 
 def _column(rows: dict[str, str]) -> str:

@@ -668,9 +668,9 @@ def test_help_lists_the_algorithms_and_whose_each_setting_is(monkeypatch, capsys
     listed = re.findall(r"^  (\S+) +(\S.*)$", section(text, "algorithms"), re.MULTILINE)
     assert listed == [(name, entry.about) for name, entry in ALGORITHMS.items()]
     found = {}
-    for title in re.findall(r"^only (.*):$", text, re.MULTILINE):
+    for title in re.findall(r"^only ((?:.|\n {5}(?! ))*?):$", text, re.MULTILINE):
         for name in explained(section(text, f"only {title}")):
-            found[name] = title.split(", ")
+            found[name] = " ".join(title.split()).split(", ")
     assert found == {flag(name): HAVING[name] for name in SPECIAL}
 
 

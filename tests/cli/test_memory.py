@@ -54,12 +54,15 @@ def test_arrays_are_told_exactly(algorithm, seeds):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("game", ["Catch-v0", "Pong-v5"])
+@pytest.mark.parametrize("game", ["Catch-v0", "Pong-v5", "Pendulum-v1"])
 def test_every_run_is_told(algorithm, game):
+    if (ALGORITHMS[algorithm].actions == "numbers") != (game == "Pendulum-v1"):
+        return
     told = memory.needs(of(algorithm, game))
     assert all(x >= 0 for part in told for x in part.values())
     assert sum(map(sum, (part.values() for part in told))) > 0
-    memory.check(of(algorithm, "Catch-v0"))
+    if game != "Pong-v5":
+        memory.check(of(algorithm, game))
 
 
 # Each was a hang, an abort or a traceback.

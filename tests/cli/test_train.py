@@ -836,8 +836,9 @@ def test_a_comparison(tmp_path, capsys, recompiled_never):
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_trains_a_seed_alone_as_beside_another(algorithm, tmp_path):
-    ring = RING if hasattr(ALGORITHMS[algorithm].settings, "capacity") else []
-    words = [*SMALL, *ring, "--algorithm", algorithm, *EACH]
+    entry = ALGORITHMS[algorithm]
+    words = [*SMALL, *(RING if entry.replays else []), "--algorithm", algorithm, *EACH]
+    words += ["--game", "Pendulum-v1"] if entry.actions == "numbers" else []
     for name, seeds in (("both", ["0", "3"]), ("alone", ["3"])):
         assert run(tmp_path / name, *words, "--steps", "40", "--seeds", *seeds) == 0
     both, alone = (read_csv(tmp_path / name / "metrics.csv") for name in ("both", "alone"))
