@@ -8,7 +8,7 @@ seconds to compile, and no time. `make accelerators` installs what it needs, 1.7
 `must`: what a network said is read once, its gradient written once, the rollout read once. Seconds
 to compile are medians of up to three on this machine, to be compared with each other. Autotuning
 is off, which needs a device: library calls are not the best ones. Each platform has a process of
-its own. With --only, what a results' file has of other parts stays in it.
+its own. With --only or --algorithms, what else a results' file has stays in it.
 """
 
 import argparse
@@ -69,6 +69,7 @@ runtime_version { major: 12 minor: 9 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 A = 6  # of Pong
+QUICKLY = ("a2c", "soft_q")
 _LONG = 10.0  # seconds, after which nothing is compiled again
 
 
@@ -241,8 +242,8 @@ def an_agent(algorithm: str, environments: int, length: int, dtype: Any) -> dict
     }
 
 
-def of_agents(quick: bool, on: Sequence[Any]) -> Iterator[Row]:
-    for algorithm in ("a2c", "soft_q") if quick else ALGORITHMS:
+def of_agents(algorithms: Sequence[str], quick: bool, on: Sequence[Any]) -> Iterator[Row]:
+    for algorithm in algorithms:
         for environments, length in ((16, 5),) if quick else ((16, 5), (64, 32)):
             for dtype in (jnp.float32, jnp.bfloat16):
                 programs = an_agent(algorithm, environments, length, dtype)
@@ -355,7 +356,9 @@ def line(row: Row) -> str:
     return f"{head} {'  '.join(parts)}"
 
 
-def rows_of(platform: str, parts: Sequence[str], quick: bool) -> Iterator[Row]:
+def rows_of(
+    platform: str, parts: Sequence[str], quick: bool, algorithms: Sequence[str] | None = None
+) -> Iterator[Row]:
     on = devices(platform)
     for part in parts:
         match part:
@@ -366,7 +369,7 @@ def rows_of(platform: str, parts: Sequence[str], quick: bool) -> Iterator[Row]:
             case "natural":
                 programs = of_natural(quick)
             case "agents":
-                yield from of_agents(quick, on)
+                yield from of_agents(algorithms or (QUICKLY if quick else [*ALGORITHMS]), quick, on)
                 continue
             case _:
                 # EnvPool has calls for CPUs and for CUDA.
@@ -378,7 +381,7 @@ def rows_of(platform: str, parts: Sequence[str], quick: bool) -> Iterator[Row]:
 def compile_all(given: argparse.Namespace) -> None:
     """In a process of its own for the platform."""
     rows = []
-    for row in rows_of(given.platform, given.only, given.quick):
+    for row in rows_of(given.platform, given.only, given.quick, given.algorithms):
         rows.append({"platform": given.platform} | row)
         print(line(rows[-1]), flush=True)
     if given.json:
@@ -388,11 +391,11 @@ def compile_all(given: argparse.Namespace) -> None:
         content = {"command": command, "machine": about, "rows": rows}
         given.json.mkdir(parents=True, exist_ok=True)
         path = given.json / f"accelerators_{given.platform}.json"
-        if path.exists() and set(given.only) < set(PARTS):
+        if path.exists() and (set(given.only) < set(PARTS) or given.algorithms):
+            again = {name_of(row) for row in rows}
             before = json.loads(path.read_text())["rows"]
-            others = [row for row in before if row["part"] not in given.only]
-            rows = sorted(others + rows, key=lambda row: PARTS.index(row["part"]))
-            content["rows"] = rows
+            others = [row for row in before if name_of(row) not in again]
+            content["rows"] = sorted(others + rows, key=lambda row: PARTS.index(row["part"]))
         path.write_text(json.dumps(content, indent=1) + "\n")
         print(f"written to {path}")
 
@@ -417,6 +420,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one size of everything")
     parser.add_argument("--platform", choices=("gpu", "tpu"), help="one of both alone")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts")
+    names = list(ALGORITHMS)
+    parser.add_argument("--algorithms", nargs="+", choices=names, help="some of the agents")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="compare, and compile nothing")
     given = parser.parse_args()
     if given.check:

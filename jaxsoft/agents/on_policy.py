@@ -23,7 +23,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import jaxsoft
-from jaxsoft import boltzmann
+from jaxsoft import _actions, boltzmann
 from jaxsoft.agents import _reuse, temperature
 from jaxsoft.agents._descent import Trained, descend, mean_loss
 from jaxsoft.agents.base import Agent, Metrics, NetworkFn, Params, Rollout, mean
@@ -170,6 +170,8 @@ def pcl(at: Heads, rollout: Rollout, objective: Objective) -> Array:
 
 def pgq(at: Heads, rollout: Rollout, objective: Objective) -> Array:
     """Half policy gradient on n-step returns, half Q-learning on r + γ max Q̃, (87)."""
+    # XLA's compiler for GPUs fails on all that is said of states put together as one kernel.
+    at = Heads(*_actions.kept(*at))
     kl = jaxsoft.kl_to_prior(at.log_pi, objective.log_prior)
     target = soft_targets(at, kl[:-1], rollout, objective)
     centred = at.q - objective.tau * kl[..., None]
