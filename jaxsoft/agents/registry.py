@@ -38,6 +38,7 @@ from jaxsoft.agents.settings import (
     Settings,
     SettingsError,
     count,
+    flag,
     option,
     said,
     word,
@@ -313,11 +314,12 @@ class Algorithm:
                     f"{said(key, getattr(settings, key))} does not go with --algorithm {name}, for "
                     f"which it is {word(value)}. Leave it out, or choose another algorithm."
                 )
-        if self.soft and not settings.tau > 0:
-            hard = ", or --algorithm dqn." if issubclass(self.settings, Replay) else "."
+        hard = [key for key in ("tau", "final_tau") if getattr(settings, key) == 0]
+        if self.soft and hard:
+            other = ", or --algorithm dqn." if issubclass(self.settings, Replay) else "."
             raise SettingsError(
-                f"--tau 0 does not go with --algorithm {name}: it needs a soft policy. "
-                f"Give a positive τ{hard}"
+                f"{flag(hard[0])} 0 does not go with --algorithm {name}: it needs a soft policy. "
+                f"Give a positive τ{other}"
             )
 
 

@@ -157,6 +157,8 @@ def test_what_an_entry_cannot_run_is_refused():
         if entry.soft:
             with pytest.raises(SettingsError, match="it needs a soft policy"):
                 entry.check(name, dataclasses.replace(settings, tau=0.0), STEPS)
+            with pytest.raises(SettingsError, match="--final-tau 0 does not go with"):
+                entry.check(name, dataclasses.replace(settings, final_tau=0.0), STEPS)
 
 
 def test_unified_pcl_is_the_soft_bellman_residual():
