@@ -47,7 +47,7 @@ def random_rollout(agent, state, problem, length, num_envs):
     return Rollout(
         observation=jnp.asarray(seen),
         action=action,
-        reward=jnp.asarray(rng.normal(size=action.shape), jnp.float32),
+        reward=jnp.asarray(rng.normal(size=action.shape[:2]), jnp.float32),
         discount=jnp.asarray(1 - (terminated & ~dummy), jnp.float32),
         cut=jnp.asarray(terminated | dummy),
         weight=jnp.asarray(1 - dummy, jnp.float32),
@@ -62,7 +62,10 @@ def test_the_defaults_make_an_agent_that_learns(name):
     with jax.enable_x64(False):
         entry = ALGORITHMS[name]
         problem = problem_of(entry, VECTORS)
-        given = {"capacity": 2_000, "learning_starts": 64} if entry.replays else {}
+        given = {}
+        if entry.replays:
+            given = {"capacity": 2_000, "learning_starts": 64, "batch_size": 8}
+            given |= {"num_envs": 8, "rollout_length": 16}
         settings = settings_of(name, given, images=False)
         entry.check(name, settings, STEPS)
         agent = entry.agent(settings, problem)
