@@ -34,7 +34,7 @@ SHAPES = [(), (0,), (1,), (T,), (T + 1,), (B,), (A,), (N,), (T, 1), (1, B), (T, 
 SHAPES += [(T, B, A), (T + 1, B, A), (T, 1, A), (T, B, 1), (0, B), (0, B, A), (T, B, 0), (B, T)]
 SHAPES += [(T + 1, 1, A), (1, 1, A), (2, T, B), (2, T, B, A), (T, A, B), (1, T + 1, B, A)]
 # What a network makes of its parameters and observations is its own affair.
-OTHERS = ("noise", "observations", "params", "state")
+OTHERS = ("gradient", "noise", "observations", "params", "state", "trace")
 DTYPES = [np.float64, np.float32, np.float16, jnp.bfloat16, np.int8, np.uint8, np.int64]
 DTYPES += [np.uint32, bool, complex, object, "U3"]
 
@@ -89,9 +89,7 @@ OF_STATES = {"kl_to_prior", "log_policy", "policy_value", "q_from_policy", "samp
 OF_STATES |= {"soft_value", "squashed.action", "squashed.log_ratio", "squashed.sample"}
 # Whose results are no arrays of steps.
 OTHER_RESULTS = {"check_equivalence", "damped_natural_q", "natural_gradient", "scale_by_fisher"}
-OTHER_RESULTS |= {"mix_priors", "preference_loss"}
-OTHER_RESULTS |= {"planning.estimate_value", "stein_direction", "value_gradients.targets"}
-OTHER_RESULTS |= {"planning.estimate_value"}
+OTHER_RESULTS |= {"mix_priors", "planning.estimate_value", "preference_loss", "traces.update"}
 
 
 def broadcast(function: str, given: dict[str, Any]) -> tuple[int, ...]:

@@ -335,7 +335,7 @@ def test_a_mistake_is_explained(name: str) -> None:
 
 
 # `observations` go to the network as they are, `params` are a tree of arrays.
-FREE = ("observations", "params", "solver", "key", "noise", "state")
+FREE = ("observations", "params", "solver", "key", "noise", "state", "trace", "gradient")
 HYPERPARAMETERS = {
     "bandwidth": (-1.0, np.inf),
     "clip_c": (-1.0,),
@@ -347,8 +347,8 @@ HYPERPARAMETERS = {
     "epsilon": (-0.1, np.inf),
     "high": (np.inf,),
     "lambda_": (-0.1, 1.01),
-    "max_exponent": (-1.0,),
     "low": (-np.inf,),
+    "max_exponent": (-1.0,),
     "mixing": (-0.1, 1.01),
     "step_size": (np.inf,),
     "target_kl": (np.inf,),

@@ -62,6 +62,9 @@ CALLS: dict[str, Callable[[Inputs, Hyper], Any]] = CASES | {
     ),
     "planning.estimate_value": lambda x, h: calls.call("planning.estimate_value"),
     "squashed.sample": lambda x, h: jaxsoft.squashed.sample(jax.random.key(0), x["q"], x["log_pi"]),
+    "traces.update": lambda x, h: jaxsoft.traces.update(
+        {"w": x["x"]}, {"w": x["r"]}, h["tau"], h["lambda_"]
+    ),
     "scale_by_fisher": lambda x, h: jaxsoft.scale_by_fisher(damping=1e-2),
     "damped_natural_q": lambda x, h: jaxsoft.damped_natural_q(
         lambda p: p["q"],

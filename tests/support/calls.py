@@ -51,7 +51,7 @@ def _arguments() -> dict[str, Any]:
 
     numbers = dict.fromkeys(("discount_t", "epsilon", "lambda_", "mixing", "tau"), 0.5)
     numbers |= {"clip_c": 1.0, "clip_rho": 1.0, "damping": 0.1, "step_size": 0.1}
-    numbers |= {"bandwidth": 0.5, "discount": 0.5, "high": 1.0, "low": -1.0}
+    numbers |= {"bandwidth": 0.5, "coefficient": 0.5, "discount": 0.5, "high": 1.0, "low": -1.0}
     numbers |= {"tolerance": 1e-3, "value_coef": 0.5, "max_iterations": 9, "n": 3}
     numbers |= {"group_axis": 1, "max_exponent": 5.0, "target_kl": 0.1}
     steps: tuple[str, ...] = (
@@ -87,6 +87,7 @@ def _arguments() -> dict[str, Any]:
         "advantage": real(N),
         "cut_t": rng.random((T, B)) < 0.2,
         "error_loss": jnp.square,
+        "gradient": {"w": real(4, A)},
         "key": jax.random.key(0),
         "leave_one_out": True,
         "log_pi": log_policy(T + 1, B),
@@ -105,6 +106,7 @@ def _arguments() -> dict[str, Any]:
         "solver": "gram",
         "state": np.float64(0.5),
         "step": step,
+        "trace": {"w": real(4, A)},
         "v_gradient": real(T, B, A),
         "weight": np.ones((T, B)),
     }
@@ -117,8 +119,6 @@ def arguments(function: str) -> dict[str, Any]:
     """What the function takes, all of it; of `mix_priors` one pair."""
     if function == "mix_priors":
         return {name: ARGUMENTS[name] for name in ("tau", "log_prior")}
-    names = inspect.signature(getattr(jaxsoft, function)).parameters
-    """What the function takes, all of it."""
     names = inspect.signature(PUBLIC[function]).parameters
     given = {name: ARGUMENTS[name] for name in names}
     if function == "natural_gradient":
