@@ -82,7 +82,9 @@ def ran(agent, seeds=SEEDS, hyper=None, updates=8):
     made = agent if hyper is None else agent(TAU)
     loop = GraphLoop(World(4, seeds), made, length=5)
     state, _, report = loop.run(initial(agent, seeds, hyper), loop.start(), updates)
-    return jax.tree.map(np.asarray, (state.agent.params, report.metrics.sums))
+    # Where it changes it is told.
+    sums = {name: x for name, x in report.metrics.sums.items() if name != "tau"}
+    return jax.tree.map(np.asarray, (state.agent.params, sums))
 
 
 def assert_close(actual, expected, rtol=2e-5):
@@ -197,3 +199,9 @@ def test_the_algorithms_arguments_are_the_objectives(monkeypatch):
     loop.run(initial(agent, (0,)), loop.start(), 1)
     assert all(given["tau"] == 0.25 and isinstance(given["tau"], float) for given in seen)
     assert seen[0]["n"] == 3
+
+
+def test_it_is_told_where_it_changes():
+    constant, held = temperature.constant(TAU), temperature.held(TAU)
+    assert temperature.told(constant, constant.init()) == {}
+    assert temperature.told(held, held.init()) == {"tau": np.float32(TAU)}
