@@ -380,24 +380,34 @@ def rows_of(
 
 def compile_all(given: argparse.Namespace) -> None:
     """In a process of its own for the platform."""
-    rows = []
+    rows: list[Row] = []
+    path = given.json / f"accelerators_{given.platform}.json" if given.json else None
+    some = set(given.only) < set(PARTS) or given.algorithms
+    before = json.loads(path.read_text())["rows"] if some and path and path.exists() else []
     for row in rows_of(given.platform, given.only, given.quick, given.algorithms):
         rows.append({"platform": given.platform} | row)
         print(line(rows[-1]), flush=True)
-    if given.json:
-        what = {"gpu": "an NVIDIA H100", "tpu": "a TPU v5e"}[given.platform]
-        command = "python -m benchmarks.accelerators" + " --quick" * given.quick
-        about = machine() | {"device": f"compiled for {what}"}
-        content = {"command": command, "machine": about, "rows": rows}
-        given.json.mkdir(parents=True, exist_ok=True)
-        path = given.json / f"accelerators_{given.platform}.json"
-        if path.exists() and (set(given.only) < set(PARTS) or given.algorithms):
-            again = {name_of(row) for row in rows}
-            before = json.loads(path.read_text())["rows"]
-            others = [row for row in before if name_of(row) not in again]
-            content["rows"] = sorted(others + rows, key=lambda row: PARTS.index(row["part"]))
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        if path:
+            # Each time, so that an end of any kind loses nothing.
+            write(path, given, before, rows)
+    if path:
         print(f"written to {path}")
+
+
+def write(path: Path, given: argparse.Namespace, before: list[Row], rows: list[Row]) -> None:
+    """The rows, and those of before that they do not replace."""
+    again = {name_of(row) for row in rows}
+    others = [row for row in before if name_of(row) not in again]
+    what = {"gpu": "an NVIDIA H100", "tpu": "a TPU v5e"}[given.platform]
+    content = {
+        "command": "python -m benchmarks.accelerators" + " --quick" * given.quick,
+        "machine": machine() | {"device": f"compiled for {what}"},
+        "rows": sorted(others + rows, key=lambda row: PARTS.index(row["part"])),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(content, indent=1) + "\n")
+    fresh.replace(path)
 
 
 def check(folder: Path, results: Path) -> None:
