@@ -198,7 +198,7 @@ def munchausen_targets(
       tau: temperature τ > 0.
       alpha: α, from 0 to 1.
       least: bound of τℓ from below; −inf is none.
-      log_prior: log π̄, broadcasting against `q_t`; `None` is uniform, `0.0` counting, as in the
+      log_prior: log π̄, the same in every state; `None` is uniform, `0.0` counting, as in the
         reference.
 
     Returns:
@@ -208,10 +208,10 @@ def munchausen_targets(
     """
     log_pi = boltzmann.log_policy(q_tm1, tau, log_prior)
     log_pi_a = losses.take_action(log_pi, window.action)
-    prior = boltzmann.log_prior_of(log_prior, q_tm1.shape[-1])
-    if jnp.ndim(prior):
+    prior = jnp.asarray(boltzmann.log_prior_of(log_prior, q_tm1.shape[-1]), log_pi.dtype)
+    if prior.ndim:
         prior = losses.take_action(jnp.broadcast_to(prior, q_tm1.shape), window.action)
-    bonus = alpha * jnp.maximum(tau * (log_pi_a - prior), least)
+    bonus = alpha * jnp.maximum(tau * boltzmann.log_ratio(log_pi_a, prior), least)
     # What leads away from an end is no step of anybody's.
     reward = window.reward + jnp.where(window.weight > 0, bonus, 0).astype(window.reward.dtype)
     return n_step_targets(

@@ -12,7 +12,14 @@ import jaxsoft
 from jaxsoft import one_step_targets
 from jaxsoft.agents import off_policy, replay, windows
 from jaxsoft.agents.base import Rollout
-from tests.agents.test_off_policy import ACTIONS, PRIORS, random_windows, rollout_of, tabular
+from tests.agents.test_off_policy import (
+    ACTIONS,
+    PRIORS,
+    random_windows,
+    rollout_of,
+    tabular,
+    target_of,
+)
 from tests.support import bridge, oracles
 from tests.support.bridge import assert_close
 from tests.support.steps import of_numpy
@@ -86,6 +93,31 @@ def test_a_prior_of_each_state(method):
         pi_bar = np.concatenate([prior[:1, b], prior[:, b]])[:, None]
         expected[b] = by_loops(method, one, q[:, b : b + 1], 0.3, 1.0, pi_bar[:, 0])[0]
     np.testing.assert_allclose(given, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("n", [1, 3])
+def test_munchausen_targets(n, prior):
+    """The n-step targets of r + α max(τℓ, least), by loops."""
+    window, q = problem(n)
+    pi_bar, log_prior = measure(prior)
+    # Actions that the prior forbids are as good as the bound.
+    free = -2.0 if prior == "masked" else -np.inf
+    for tau, alpha, least in ((0.3, 0.9, free), (1.7, 0.4, -0.5)):
+        targets = functools.partial(windows.munchausen_targets, alpha=alpha, least=least)
+        y = targets(q[:-1], q[1:], window, discount=GAMMA, tau=tau, log_prior=log_prior)
+        for b in range(B):
+            r, end, cut = (
+                np.array(x[:, b]) for x in (window.reward, window.discount == 0, window.cut)
+            )
+            for d in range(n):
+                a = int(window.action[d, b])
+                pi = oracles.boltzmann(q[d, b], tau, pi_bar)[a]
+                ratio = np.log(pi / pi_bar[a]) if pi > 0 else -np.inf
+                if window.weight[d, b]:
+                    r[d] += alpha * max(tau * ratio, least)
+            expected = target_of(q[1:, b], r, end, cut, GAMMA, tau, log_prior)
+            np.testing.assert_allclose(y[b], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
