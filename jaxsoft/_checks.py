@@ -357,7 +357,10 @@ class Sequences(NamedTuple):
 def sequences(function: str, **inputs: ArrayLike) -> Sequences:
     """Per-step floating arrays [T, ...] and scalars, ready to be combined."""
     arrays = {name: floating(function, name, x) for name, x in inputs.items()}
-    shape = common_shape(function, **arrays)
+    return _ready(arrays, common_shape(function, **arrays))
+
+
+def _ready(arrays: dict[str, Array], shape: tuple[int, ...]) -> Sequences:
     dtype = result_dtype(*arrays.values())
     compute = computing_dtype(dtype)
     return Sequences(tuple(x.astype(compute) for x in arrays.values()), shape, dtype)
@@ -390,10 +393,7 @@ def vectors(function: str, *, per_set: bool = False, **inputs: ArrayLike) -> Seq
             )
     batch = np.broadcast_shapes(*(x.shape[:-own] for x in arrays.values()))
     first = next(iter(arrays.values()))
-    dtype = result_dtype(*arrays.values())
-    compute = computing_dtype(dtype)
-    shape = (*batch, *first.shape[-own:])
-    return Sequences(tuple(x.astype(compute) for x in arrays.values()), shape, dtype)
+    return _ready(arrays, (*batch, *first.shape[-own:]))
 
 
 def elementwise(function: str, **inputs: ArrayLike) -> Sequences:
@@ -408,10 +408,7 @@ def elementwise(function: str, **inputs: ArrayLike) -> Sequences:
                 f"{one} and {other} to have the same number of axes, each equal or 1",
                 "Add the missing axes explicitly, e.g. x[:, None] for a [T] array beside [T, B].",
             )
-    dtype = result_dtype(*arrays.values())
-    compute = computing_dtype(dtype)
-    shape = np.broadcast_shapes(*shapes.values())
-    return Sequences(tuple(x.astype(compute) for x in arrays.values()), shape, dtype)
+    return _ready(arrays, np.broadcast_shapes(*shapes.values()))
 
 
 def result_dtype(*arrays: Array) -> np.dtype:

@@ -116,21 +116,14 @@ def from_replay(
     del differentiates_target
     falling = max(1, int(settings.epsilon_share * problem.steps))
     objective = _objective(settings, problem)
+    network, init_params = _network(head, problem)
     return off_policy.agent(
-        *_network(head, problem),
-        optimiser=_optimiser(settings, problem),
+        network,
+        init_params,
+        **_of_replay(settings, problem, objective),
         epsilon=optax.linear_schedule(1.0, settings.epsilon, falling),
-        num_envs=settings.num_envs,
-        observation=problem.observation,
-        stack=problem.stack,
-        capacity=settings.capacity,
-        batch_size=settings.batch_size,
-        discount=objective.discount,
-        tau=objective.tau,
         log_prior=objective.log_prior,
         n=objective.n,
-        learning_starts=settings.learning_starts,
-        steps_per_gradient=settings.steps_per_gradient,
         target_period=settings.target_period,
         **settings.targets(),
     )
@@ -159,16 +152,7 @@ def actor_and_critic(
         values,
         init_params,
         kind,
-        optimiser=_optimiser(settings, problem),
-        num_envs=settings.num_envs,
-        observation=problem.observation,
-        stack=problem.stack,
-        capacity=settings.capacity,
-        batch_size=settings.batch_size,
-        discount=objective.discount,
-        tau=objective.tau,
-        learning_starts=settings.learning_starts,
-        steps_per_gradient=settings.steps_per_gradient,
+        **_of_replay(settings, problem, objective),
         averaging=settings.averaging,
     )
 
@@ -177,23 +161,32 @@ def trusting(head: str, settings: Any, problem: Problem, *, differentiates_targe
     """Agents that learn path consistency from a replay, within a trust region."""
     del differentiates_target
     objective = _objective(settings, problem)
+    network, init_params = _network(head, problem)
     return trust_pcl.agent(
-        *_network(head, problem),
-        optimiser=_optimiser(settings, problem),
-        num_envs=settings.num_envs,
-        observation=problem.observation,
-        stack=problem.stack,
-        capacity=settings.capacity,
-        batch_size=settings.batch_size,
-        discount=objective.discount,
-        tau=objective.tau,
+        network,
+        init_params,
+        **_of_replay(settings, problem, objective),
         trust=settings.trust,
         log_prior=objective.log_prior,
         n=objective.n,
-        learning_starts=settings.learning_starts,
-        steps_per_gradient=settings.steps_per_gradient,
         averaging=settings.averaging,
     )
+
+
+def _of_replay(settings: Any, problem: Problem, objective: on_policy.Objective) -> dict[str, Any]:
+    """What every agent with a replay is given."""
+    return {
+        "optimiser": _optimiser(settings, problem),
+        "num_envs": settings.num_envs,
+        "observation": problem.observation,
+        "stack": problem.stack,
+        "capacity": settings.capacity,
+        "batch_size": settings.batch_size,
+        "discount": objective.discount,
+        "tau": objective.tau,
+        "learning_starts": settings.learning_starts,
+        "steps_per_gradient": settings.steps_per_gradient,
+    }
 
 
 def _objective(settings: Any, problem: Problem) -> on_policy.Objective:

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxsoft import _checks
-from jaxsoft.agents import replay
+from jaxsoft.agents import replay, temperature
 from jaxsoft.agents._descent import Trained
-from jaxsoft.agents.base import Metrics, Params, Rollout
+from jaxsoft.agents.base import Agent, Metrics, Params, Rollout
 
-__all__ = ["Learned", "Learner", "State", "averaged", "copied", "learner"]
+__all__ = ["State", "agent_with_replay", "averaged", "copied"]
 
 
 class State(NamedTuple):
@@ -37,7 +39,7 @@ class State(NamedTuple):
     steps: Array
 
 
-class Learned(NamedTuple):
+class _Learned(NamedTuple):
     """What gradient steps change."""
 
     trained: Trained
@@ -45,16 +47,14 @@ class Learned(NamedTuple):
     temperature: Any
 
 
+GradientStep = Callable[
+    [Trained, Params, ArrayLike, Rollout, Array], tuple[Trained, Array, dict[str, Array]]
+]
+"""(what is trained, target network's parameters, τ, B windows, key) -> (what is trained, mean KL to
+the prior, means for the metrics)."""
+
 Refresh = Callable[[Array, Params, Params], Params]
 """(environment steps, parameters, the target network's) -> the target network's."""
-
-
-class Learner(NamedTuple):
-    """Three of the functions of an `Agent`."""
-
-    init: Callable[[Array], State]
-    update: Callable[[State, Rollout, Array], tuple[State, Metrics]]
-    forget: Callable[[State], State]
 
 
 def copied(period: int, steps_per_gradient: int) -> Refresh:
@@ -67,8 +67,12 @@ def copied(period: int, steps_per_gradient: int) -> Refresh:
     return refresh
 
 
-def averaged(rate: float) -> Refresh:
+def averaged(name: str, rate: float) -> Refresh:
     """A little with each gradient step, θ' ← θ' + ρ(θ − θ')."""
+    if not 0 < rate <= 1:
+        raise _checks.fail(
+            name, f"`averaging` = {rate}", "a share from 0 to 1", "The usual one is 0.005."
+        )
 
     def refresh(steps: Array, params: Params, target: Params) -> Params:
         del steps
@@ -77,13 +81,20 @@ def averaged(rate: float) -> Refresh:
     return refresh
 
 
-def learner(
+def agent_with_replay(
     name: str,
-    gradient_step: Callable[[Learned, Rollout, Array], tuple[Learned, dict[str, Array]]],
+    gradient_step: GradientStep,
     *,
-    init: Callable[[Array], tuple[Learned, replay.Replay]],
+    act: Callable[..., tuple[Array, Any, Any]],
+    greedy: Callable[..., tuple[Array, Any, Any]],
+    init_params: Callable[[Array], Params],
+    optimiser: optax.GradientTransformation,
+    source: temperature.Temperature,
     refresh: Refresh,
     num_envs: int,
+    observation: Any,
+    action: Any,
+    extras_of: Callable[[Params], Any] = lambda _: None,
     stack: int,
     capacity: int,
     batch_size: int,
@@ -91,15 +102,22 @@ def learner(
     learning_starts: int,
     steps_per_gradient: int,
     of_state: Callable[[State], dict[str, Array]] = lambda _: {},
-) -> Learner:
+) -> Agent:
     """Gradient steps on samples of a replay: those of each rollout after it has been added.
 
     Args:
       name: of the agent, for errors.
-      gradient_step: (what is learned, B windows, key) -> (the same, means for the metrics).
-      init: key -> (what is learned at first, an empty ring).
+      gradient_step: one of them.
+      act: as that of an `Agent`.
+      greedy: the same.
+      init_params: key -> params.
+      optimiser: any of Optax.
+      source: of the temperature.
       refresh: of the target network, after each gradient step.
       num_envs: N.
+      observation: shape and dtype of one.
+      action: shape and dtype of one.
+      extras_of: params -> a tree [1, ...] of what is kept of one action, of which shapes are taken.
       stack: C, frames of a stack.
       capacity: transitions in the replay.
       batch_size: B.
@@ -108,15 +126,22 @@ def learner(
       steps_per_gradient: environment steps for each gradient step.
       of_state: more for the metrics.
     """
+    n, batch_size = _checks.count(name, "n", n), _checks.count(name, "batch_size", batch_size)
+    steps_per_gradient = _checks.count(name, "steps_per_gradient", steps_per_gradient)
+    _checks.arguments(name, learning_starts=learning_starts)
 
-    def start(key: Array) -> State:
-        learned, ring = init(key)
+    def init(key: Array) -> State:
+        params = init_params(key)
+        extras = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), jax.eval_shape(extras_of, params)
+        )
         return State(
-            params=learned.trained.params,
-            optimiser=learned.trained.optimiser,
-            target_params=learned.target_params,
-            temperature=learned.temperature,
-            replay=ring,
+            params=params,
+            optimiser=optimiser.init(params),
+            # A copy, since the state is to be donated and no buffer can be twice.
+            target_params=jax.tree.map(jnp.copy, params),
+            temperature=source.init(),
+            replay=replay.init(capacity, num_envs, observation, action, extras=extras, stack=stack),
             steps=jnp.zeros((), jnp.uint32),
         )
 
@@ -126,24 +151,34 @@ def learner(
         updates = _updates(name, rollout, steps_per_gradient)
         offsets = steps_per_gradient * jnp.arange(1, updates + 1, dtype=jnp.uint32)
 
-        def learn_once(learned: Learned, now: tuple[Array, Array]) -> Any:
+        def learn_once(learned: _Learned, now: tuple[Array, Array]) -> Any:
             key, steps = now
             window = replay.sample(ring, key, batch_size, n, stack=stack)
             # A third one, beside the two into which `sample` splits it.
-            learned, means = gradient_step(learned, window, jax.random.fold_in(key, 2))
+            trained, kl, means = gradient_step(
+                learned.trained,
+                learned.target_params,
+                source.value(learned.temperature),
+                window,
+                jax.random.fold_in(key, 2),
+            )
+            means |= temperature.told(source, learned.temperature)
             # Of no transition there is nothing to tell: all sums are 0.
             counted = jnp.where(jnp.any(window.weight[0] > 0), 1.0, 0.0)
             means = {name: jnp.where(counted > 0, x, 0) for name, x in means.items()}
-            means["counted"] = counted
-            target = refresh(steps, learned.trained.params, learned.target_params)
-            return learned._replace(target_params=target), means
+            learned = _Learned(
+                trained,
+                refresh(steps, trained.params, learned.target_params),
+                source.update(learned.temperature, kl),
+            )
+            return learned, means | {"counted": counted}
 
-        def learn(learned: Learned) -> tuple[Learned, dict[str, Array]]:
+        def learn(learned: _Learned) -> tuple[_Learned, dict[str, Array]]:
             keys = jax.random.split(key, updates)
             learned, means = jax.lax.scan(learn_once, learned, (keys, state.steps + offsets))
             return learned, jax.tree.map(lambda x: jnp.sum(x, axis=0), means)
 
-        def wait(learned: Learned) -> tuple[Learned, dict[str, Array]]:
+        def wait(learned: _Learned) -> tuple[_Learned, dict[str, Array]]:
             shapes = jax.eval_shape(learn, learned)[1]
             return learned, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -152,7 +187,7 @@ def learner(
         ready = held & (replay.num_starts(ring, n, stack=stack) > 0)
         trained = Trained(state.params, state.optimiser)
         learned, sums = jax.lax.cond(
-            ready, learn, wait, Learned(trained, state.target_params, state.temperature)
+            ready, learn, wait, _Learned(trained, state.target_params, state.temperature)
         )
         count = sums.pop("counted")
         sums |= {key: value * count for key, value in of_state(state).items()}
@@ -170,7 +205,7 @@ def learner(
     def forget(state: State) -> State:
         return state._replace(replay=None)
 
-    return Learner(start, update, forget)
+    return Agent(init, act, update, greedy, forget=forget)
 
 
 def _updates(name: str, rollout: Rollout, steps_per_gradient: int) -> int:

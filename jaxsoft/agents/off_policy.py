@@ -26,9 +26,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoft import _checks, boltzmann, losses
-from jaxsoft.agents import replay, temperature
+from jaxsoft.agents import temperature
 from jaxsoft.agents._descent import Trained, descend, mean_loss
-from jaxsoft.agents._replaying import Learned, State, copied, learner
+from jaxsoft.agents._replaying import State, agent_with_replay, copied
 from jaxsoft.agents.base import Agent, NetworkFn, Params, Rollout, mean
 from jaxsoft.agents.windows import Targets, n_step_targets
 
@@ -114,30 +114,12 @@ def agent(
       An `Agent`, whose state is a `State`. Beyond 2³² environment steps the count starts again.
     """
     name = "off_policy.agent"
-    n = _checks.count(name, "n", n)
-    batch_size = _checks.count(name, "batch_size", batch_size)
-    steps_per_gradient = _checks.count(name, "steps_per_gradient", steps_per_gradient)
     target_period = _checks.count(name, "target_period", target_period)
-    source = temperature.of(tau)
-    if not callable(tau) and not isinstance(tau, temperature.Temperature):
-        _checks.arguments(name, tau=tau)
-    _checks.arguments(name, discount=discount, learning_starts=learning_starts)
+    _checks.arguments(name, discount=discount)
 
     def epsilon_at(steps: Array) -> Array:
         # Schedules subtract: they are given a signed count.
         return jnp.asarray(epsilon(jnp.minimum(steps, 2**31 - 1).astype(jnp.int32)))
-
-    def init(key: Array) -> tuple[Learned, replay.Replay]:
-        params = init_params(key)
-        action = jax.ShapeDtypeStruct((), jnp.int32)
-        extras = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-            jax.eval_shape(lambda: kept_of_nothing(params)),
-        )
-        ring = replay.init(capacity, num_envs, observation, action, extras=extras, stack=stack)
-        trained = Trained(params, optimiser.init(params))
-        # A copy, since the state is to be donated and no buffer can be twice.
-        return Learned(trained, jax.tree.map(jnp.copy, params), source.init()), ring
 
     def kept_of_nothing(params: Params) -> Any:
         if keep is None:
@@ -166,14 +148,12 @@ def agent(
         return best(state, observation)[0], carry, None
 
     def gradient_step(
-        learned: Learned, window: Rollout, key: Array
-    ) -> tuple[Learned, dict[str, Array]]:
+        trained: Trained, target_params: Params, now: ArrayLike, window: Rollout, key: Array
+    ) -> tuple[Trained, Array, dict[str, Array]]:
         del key
-        now = source.value(learned.temperature)
         # Two calls: the first is not computed where the targets do not ask for it.
         q_0, q_t = (
-            network(learned.target_params, x)
-            for x in (window.observation[:1], window.observation[1:])
+            network(target_params, x) for x in (window.observation[:1], window.observation[1:])
         )
         q_tm1 = jnp.concatenate([q_0, q_t[:-1]])
         target = targets(q_tm1, q_t, window, discount=discount, tau=now, log_prior=log_prior)
@@ -183,9 +163,8 @@ def agent(
             q = network(params, window.observation[0])
             return mean_loss("loss", loss(q, action, target), weight), q
 
-        params = learned.trained.params
-        (value, q), gradients = jax.value_and_grad(objective, has_aux=True)(params)
-        trained, step = descend(optimiser, learned.trained, gradients)
+        (value, q), gradients = jax.value_and_grad(objective, has_aux=True)(trained.params)
+        trained, step = descend(optimiser, trained, gradients)
         taken, log_pi = losses.take_action(q, action), boltzmann.log_policy(q, now, log_prior)
         per_window = {
             "td_error": jnp.abs(target - taken),
@@ -194,19 +173,22 @@ def agent(
             "entropy": -boltzmann.kl_to_prior(log_pi, 0.0),
             "kl": boltzmann.kl_to_prior(log_pi),
         }
-        cooled = source.update(
-            learned.temperature, mean(boltzmann.kl_to_prior(log_pi, log_prior), weight)
-        )
         means = {"loss": value} | {k: mean(x, weight) for k, x in per_window.items()} | step
-        told = temperature.told(source, learned.temperature)
-        return learned._replace(trained=trained, temperature=cooled), means | told
+        return trained, mean(boltzmann.kl_to_prior(log_pi, log_prior), weight), means
 
-    learning = learner(
+    return agent_with_replay(
         name,
         gradient_step,
-        init=init,
+        act=act,
+        greedy=greedy,
+        init_params=init_params,
+        optimiser=optimiser,
+        source=temperature.of(tau, name),
         refresh=copied(target_period, steps_per_gradient),
         num_envs=num_envs,
+        observation=observation,
+        action=jax.ShapeDtypeStruct((), jnp.int32),
+        extras_of=kept_of_nothing,
         stack=stack,
         capacity=capacity,
         batch_size=batch_size,
@@ -215,4 +197,3 @@ def agent(
         steps_per_gradient=steps_per_gradient,
         of_state=lambda state: {"epsilon": epsilon_at(state.steps)},
     )
-    return Agent(learning.init, act, learning.update, greedy, forget=learning.forget)

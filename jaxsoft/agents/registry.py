@@ -262,7 +262,7 @@ class Algorithm:
       vectors: those on other observations.
       architecture: what its network has otherwise than others'.
       fixed: settings that it cannot have otherwise.
-      actions: which it can choose among: `"categories"`, `"numbers"` or `"either"`.
+      actions: which it can choose among: `"categories"` or `"numbers"`.
       soft: whether it needs τ > 0.
       tuned: whether τ is tuned to an entropy of −D, if nothing is said of it.
       seeds: how they had better learn: `"in turn"` where the update has conditions in it, of which
@@ -279,7 +279,7 @@ class Algorithm:
     vectors: Mapping[str, Any] = field(default_factory=dict)
     architecture: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    actions: Literal["categories", "numbers", "either"] = "categories"
+    actions: Literal["categories", "numbers"] = "categories"
     soft: bool = False
     tuned: bool = False
     seeds: Literal["either", "in turn", "side by side"] = "either"

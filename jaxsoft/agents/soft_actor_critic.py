@@ -29,9 +29,9 @@ from jax.typing import ArrayLike
 
 import jaxsoft
 from jaxsoft import _checks, squashed
-from jaxsoft.agents import replay, temperature
+from jaxsoft.agents import temperature
 from jaxsoft.agents._descent import Trained, descend, mean_loss
-from jaxsoft.agents._replaying import Learned, State, averaged, learner
+from jaxsoft.agents._replaying import State, agent_with_replay, averaged
 from jaxsoft.agents.base import Agent, Params, Rollout, mean
 
 __all__ = ["Actions", "Policy", "Values", "agent", "box", "categories"]
@@ -192,36 +192,19 @@ def agent(
       An `Agent`, whose state is a `State`.
     """
     name = "soft_actor_critic.agent"
-    batch_size = _checks.count(name, "batch_size", batch_size)
-    steps_per_gradient = _checks.count(name, "steps_per_gradient", steps_per_gradient)
-    source = temperature.of(tau)
-    if not callable(tau) and not isinstance(tau, temperature.Temperature):
-        _checks.arguments(name, tau=tau)
-    _checks.arguments(name, discount=discount, learning_starts=learning_starts)
-    if not 0 < averaging <= 1:
-        raise _checks.fail(
-            name, f"`averaging` = {averaging}", "a share from 0 to 1", "The usual one is 0.005."
-        )
-
-    def init(key: Array) -> tuple[Learned, replay.Replay]:
-        params = init_params(key)
-        ring = replay.init(capacity, num_envs, observation, actions.one, stack=stack)
-        trained = Trained(params, optimiser.init(params))
-        # A copy, since the state is to be donated and no buffer can be twice.
-        return Learned(trained, jax.tree.map(jnp.copy, params), source.init()), ring
+    _checks.arguments(name, discount=discount)
 
     def least(params: Params, observation: Array) -> Callable[[Array | None], Array]:
         return lambda action: jnp.min(values(params, observation, action), axis=0)
 
     def gradient_step(
-        learned: Learned, window: Rollout, key: Array
-    ) -> tuple[Learned, dict[str, Array]]:
-        tau = source.value(learned.temperature)
+        trained: Trained, target_params: Params, tau: ArrayLike, window: Rollout, key: Array
+    ) -> tuple[Trained, Array, dict[str, Array]]:
         of_next, of_now = jax.random.split(key)
         now, then = window.observation
         weight = window.weight[0]
-        held = learned.trained.params
-        v_t, _ = actions.value(policy(held, then), least(learned.target_params, then), of_next, tau)
+        held = trained.params
+        v_t, _ = actions.value(policy(held, then), least(target_params, then), of_next, tau)
         # What follows an end may be anything.
         following = jnp.where(window.discount[0] > 0, v_t, 0)
         target = jax.lax.stop_gradient(window.reward[0] + discount * window.discount[0] * following)
@@ -235,25 +218,9 @@ def agent(
             return mean_loss(name, critic - v, weight), told
 
         (value, told), gradients = jax.value_and_grad(objective, has_aux=True)(held)
-        trained, step = descend(optimiser, learned.trained, gradients)
+        trained, step = descend(optimiser, trained, gradients)
         means = {"loss": value} | {key: mean(x, weight) for key, x in told.items()} | step
-        means["tau"] = jnp.asarray(tau, jnp.float32)
-        cooled = source.update(learned.temperature, means["kl"])
-        return learned._replace(trained=trained, temperature=cooled), means
-
-    learning = learner(
-        name,
-        gradient_step,
-        init=init,
-        refresh=averaged(averaging),
-        num_envs=num_envs,
-        stack=stack,
-        capacity=capacity,
-        batch_size=batch_size,
-        n=1,
-        learning_starts=learning_starts,
-        steps_per_gradient=steps_per_gradient,
-    )
+        return trained, means["kl"], means
 
     def act(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, None]:
         keys = jax.vmap(jax.random.split)(key)
@@ -265,4 +232,22 @@ def agent(
         del key
         return actions.best(policy(state.params, observation)), carry, None
 
-    return Agent(learning.init, act, learning.update, greedy, forget=learning.forget)
+    return agent_with_replay(
+        name,
+        gradient_step,
+        act=act,
+        greedy=greedy,
+        init_params=init_params,
+        optimiser=optimiser,
+        source=temperature.of(tau, name),
+        refresh=averaged(name, averaging),
+        num_envs=num_envs,
+        observation=observation,
+        action=actions.one,
+        stack=stack,
+        capacity=capacity,
+        batch_size=batch_size,
+        n=1,
+        learning_starts=learning_starts,
+        steps_per_gradient=steps_per_gradient,
+    )

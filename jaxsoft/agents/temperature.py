@@ -87,8 +87,19 @@ def told(source: Temperature, state: Any) -> dict[str, Array]:
     return {"tau": jnp.asarray(source.value(state))} if jax.tree.leaves(state) else {}
 
 
-def of(tau: ArrayLike | Temperature | Callable[[Array], ArrayLike]) -> Temperature:
-    """A number, a schedule or a `Temperature` as a `Temperature`."""
+def of(
+    tau: ArrayLike | Temperature | Callable[[Array], ArrayLike], name: str | None = None
+) -> Temperature:
+    """A number, a schedule or a `Temperature` as a `Temperature`.
+
+    Args:
+      tau: one of these.
+      name: of the agent that checks it, if it is a number.
+    """
     if isinstance(tau, Temperature):
         return tau
-    return scheduled(tau) if callable(tau) else constant(tau)
+    if callable(tau):
+        return scheduled(tau)
+    if name is not None:
+        _checks.arguments(name, tau=tau)
+    return constant(tau)

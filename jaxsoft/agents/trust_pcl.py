@@ -22,9 +22,9 @@ from jax.typing import ArrayLike
 
 import jaxsoft
 from jaxsoft import _checks
-from jaxsoft.agents import replay, temperature
+from jaxsoft.agents import temperature
 from jaxsoft.agents._descent import Trained, descend, mean_loss
-from jaxsoft.agents._replaying import Learned, State, averaged, learner
+from jaxsoft.agents._replaying import State, agent_with_replay, averaged
 from jaxsoft.agents.base import Agent, NetworkFn, Params, Rollout, mean
 
 __all__ = ["agent"]
@@ -75,26 +75,13 @@ def agent(
       An `Agent`, whose state is a `State`; its target network is the lagged policy.
     """
     name = "trust_pcl.agent"
-    n = _checks.count(name, "n", n)
-    batch_size = _checks.count(name, "batch_size", batch_size)
-    steps_per_gradient = _checks.count(name, "steps_per_gradient", steps_per_gradient)
-    source = temperature.of(tau)
-    _checks.arguments(name, discount=discount, learning_starts=learning_starts)
-
-    def init(key: Array) -> tuple[Learned, replay.Replay]:
-        params = init_params(key)
-        action = jax.ShapeDtypeStruct((), jnp.int32)
-        ring = replay.init(capacity, num_envs, observation, action, stack=stack)
-        trained = Trained(params, optimiser.init(params))
-        # A copy, since the state is to be donated and no buffer can be twice.
-        return Learned(trained, jax.tree.map(jnp.copy, params), source.init()), ring
+    _checks.arguments(name, discount=discount)
 
     def gradient_step(
-        learned: Learned, window: Rollout, key: Array
-    ) -> tuple[Learned, dict[str, Array]]:
+        trained: Trained, target_params: Params, now: ArrayLike, window: Rollout, key: Array
+    ) -> tuple[Trained, Array, dict[str, Array]]:
         del key
-        now = source.value(learned.temperature)
-        _, lagged = network(learned.target_params, window.observation[:-1])
+        _, lagged = network(target_params, window.observation[:-1])
         both, mixed = jaxsoft.mix_priors((now, log_prior), (trust, jax.lax.stop_gradient(lagged)))
         weight = window.weight[0]
 
@@ -114,10 +101,9 @@ def agent(
             )[0]
             return mean_loss(name, consistency, weight), (v[0], log_pi[0])
 
-        params = learned.trained.params
-        (value, (v, log_pi)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
-        trained, step = descend(optimiser, learned.trained, gradients)
-        kl = jaxsoft.kl_to_prior(log_pi, log_prior)
+        differentiated = jax.value_and_grad(objective, has_aux=True)
+        (value, (v, log_pi)), gradients = differentiated(trained.params)
+        trained, step = descend(optimiser, trained, gradients)
         told = {
             "value": v,
             "entropy": -jaxsoft.kl_to_prior(log_pi, 0.0),
@@ -125,23 +111,7 @@ def agent(
             "kl_to_lagged": jaxsoft.kl_to_prior(log_pi, lagged[0]),
         }
         means = {"loss": value} | {key: mean(x, weight) for key, x in told.items()} | step
-        means |= temperature.told(source, learned.temperature)
-        cooled = source.update(learned.temperature, mean(kl, weight))
-        return learned._replace(trained=trained, temperature=cooled), means
-
-    learning = learner(
-        name,
-        gradient_step,
-        init=init,
-        refresh=averaged(averaging),
-        num_envs=num_envs,
-        stack=stack,
-        capacity=capacity,
-        batch_size=batch_size,
-        n=n,
-        learning_starts=learning_starts,
-        steps_per_gradient=steps_per_gradient,
-    )
+        return trained, mean(jaxsoft.kl_to_prior(log_pi, log_prior), weight), means
 
     def act(state: State, carry: Any, observation: Array, key: Array) -> tuple[Array, Any, None]:
         _, log_pi = network(state.params, observation)
@@ -152,4 +122,22 @@ def agent(
         _, log_pi = network(state.params, observation)
         return jnp.argmax(log_pi, axis=-1).astype(jnp.int32), carry, None
 
-    return Agent(learning.init, act, learning.update, greedy, forget=learning.forget)
+    return agent_with_replay(
+        name,
+        gradient_step,
+        act=act,
+        greedy=greedy,
+        init_params=init_params,
+        optimiser=optimiser,
+        source=temperature.of(tau, name),
+        refresh=averaged(name, averaging),
+        num_envs=num_envs,
+        observation=observation,
+        action=jax.ShapeDtypeStruct((), jnp.int32),
+        stack=stack,
+        capacity=capacity,
+        batch_size=batch_size,
+        n=n,
+        learning_starts=learning_starts,
+        steps_per_gradient=steps_per_gradient,
+    )

@@ -264,8 +264,8 @@ def _check_actions(about: environments.About, name: str) -> None:
     """Refuses an algorithm that cannot choose among a game's actions, and says which can."""
     kind, wanted = about.action, ALGORITHMS[name].actions
     having = "categories" if kind.categories else "numbers"
-    if wanted not in (having, "either"):
-        can = [other for other, x in ALGORITHMS.items() if x.actions in (having, "either")]
+    if wanted != having:
+        can = [other for other, x in ALGORITHMS.items() if x.actions == having]
         what = {
             "categories": f"{kind.categories} actions to choose among",
             "numbers": f"actions {list(kind.shape)} of real numbers",

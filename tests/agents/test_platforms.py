@@ -65,8 +65,8 @@ def programs(name, kind, dtype):
     }
 
 
-# Each of both once: all four pairs take as long as a quarter of all tests.
-@pytest.mark.parametrize(("kind", "dtype"), [("images", jnp.bfloat16), ("vectors", jnp.float32)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kind", OBSERVATIONS)
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_agent(name, kind, dtype):
     strides = ["stride = [4, 4]", "stride = [2, 2]"] if kind == "images" else []
