@@ -264,12 +264,6 @@ def _solve_gram(k: Array, errors: Array, damping: Array, overdetermined: bool) -
     """α of (K + λI)α = errors: of least norm, as far as K determines it."""
     size, epsilon = k.shape[0], float(jnp.finfo(k.dtype).eps)
 
-    def by_cholesky(k: Array, errors: Array, damping: Array) -> Array:
-        factor = jax.scipy.linalg.cho_factor(k + damping * jnp.eye(size, dtype=k.dtype))
-        alpha = jax.scipy.linalg.cho_solve(factor, errors)
-        left = errors - product(k, alpha) - damping * alpha
-        return alpha + jax.scipy.linalg.cho_solve(factor, left)
-
     def by_eigenvalues(k: Array, errors: Array, damping: Array) -> Array:
         values, vectors = jnp.linalg.eigh(k)
         # Beyond the rank of Ψ there is only rounding, and nothing that Ψᵀα would see.
@@ -282,16 +276,43 @@ def _solve_gram(k: Array, errors: Array, damping: Array, overdetermined: bool) -
         # which a small λ alone would blow up until rounding swamps the rest.
         if overdetermined:
             return by_eigenvalues(k, errors, damping)
-        well_damped = damping > epsilon**0.6 * jnp.trace(k)
-        alpha: Array = jax.lax.cond(well_damped, by_cholesky, by_eigenvalues, k, errors, damping)
+        well_damped = _well_damped(k, damping)
+        alpha: Array = jax.lax.cond(well_damped, _by_cholesky, by_eigenvalues, k, errors, damping)
         return alpha
 
     # LAPACK's calls for a batch of matrices wait for threads of the pool that they run on: two at
     # once on two cores deadlock (jaxlib 0.10.2). One after the other, each also takes only one of
     # the two branches.
     sequentially: Any = jax.custom_batching.sequential_vmap
-    alpha: Array = sequentially(solve)(k, errors, damping)
+    alpha: Array = jax.lax.platform_dependent(
+        k,
+        errors,
+        damping,
+        tpu=partial(_without_eigenvalues, overdetermined),
+        default=sequentially(solve),
+    )
     return alpha
+
+
+def _without_eigenvalues(overdetermined: bool, k: Array, errors: Array, damping: Array) -> Array:
+    """NaN where they would be wanted, which leaves the solve to conjugate gradients.
+
+    Eigenvalues of 512 samples take a TPU's compiler a minute, and those of 2,048 took all memory.
+    """
+    if overdetermined:
+        return jnp.full_like(errors, jnp.nan)
+    return jnp.where(_well_damped(k, damping), _by_cholesky(k, errors, damping), jnp.nan)
+
+
+def _well_damped(k: Array, damping: Array) -> Array:
+    return damping > float(jnp.finfo(k.dtype).eps) ** 0.6 * jnp.trace(k)
+
+
+def _by_cholesky(k: Array, errors: Array, damping: Array) -> Array:
+    factor = jax.scipy.linalg.cho_factor(k + damping * jnp.eye(len(k), dtype=k.dtype))
+    alpha = jax.scipy.linalg.cho_solve(factor, errors)
+    left = errors - product(k, alpha) - damping * alpha
+    return alpha + jax.scipy.linalg.cho_solve(factor, left)
 
 
 def _zeros(tree: Params) -> Params:
