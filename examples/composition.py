@@ -94,7 +94,7 @@ def compose(data, weights):
 
 @jax.jit
 def lost(q, reward):
-    """What the policy of `q` is worth in the world itself, short of the optimum: a mean of cells."""
+    """What the policy of `q` is short of the optimum in the world itself, a mean over cells."""
     log_pi, p = jaxsoft.log_policy(q, TAU), world()
 
     def back_up(_, values):
