@@ -11,9 +11,9 @@ so X is learned as the skills were, from transitions without rewards. If the wei
 Fine-tuning needs no correction: with the soft optimum of r₁ at τ₁ as the prior, the soft optimum of
 r₂ at τ₂ is that of r₂ + (τ₂/τ₁) r₁ under the old prior.
 
-The world is a grid where a wind blows. One skill is to be in its right column, the other in its top
-row, and one random walk is all that is known of it. What to see: Σ wQ misses the optimum, Σ wQ + X
-is that which the same walk gives from scratch, to rounding, and what acting loses shrinks with it.
+The world is a windy grid. One skill is to be in its right column, the other in its top row, and one
+random walk is all that is known of it. What to see: Σ wQ misses the optimum; Σ wQ + X is the one
+that the same walk teaches from scratch, to rounding; and acting by it loses far less in the world.
 """
 
 import jax

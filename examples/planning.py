@@ -24,7 +24,7 @@ from jaxsoft import log_policy, planning, policy_value, soft_value
 CELLS, GAMMA, TAU, WIND = 1_000_000, 0.4, 0.3, 0.2
 MOVES = np.array([-1, 0, 1])
 LOG_PRIOR = np.log(np.array([0.25, 0.5, 0.25], np.float32))
-STARTS, EPSILONS, DRAWS, ROUGH = 100, (0.5, 0.3, 0.2, 0.15), (5, 20, 80), 0.5
+STARTS, EPSILONS, DRAWS, ROUGH = 100, (0.5, 0.3, 0.2), (5, 20, 80), 0.5
 
 
 def model(pays):
@@ -126,15 +126,12 @@ def main():
         error, calls = errors(step, starts, sign, q, epsilon)
         rms, largest = jnp.sqrt(jnp.mean(error**2)), jnp.max(jnp.abs(error))
         print(f"ε = {epsilon:<20}{calls:17,}{rms:15.3f}{largest:17.3f}")
-    print("\nmoves by                        value lost        at most")
+    print("\nmoves by                       value lost        at most")
     for draws in (0, *DRAWS):
-        planned = jnp.zeros_like(q)
-        if draws:
-            q_of = action_values(step, planner(step, ROUGH), draws)
-            planned = at_each(starts, q_of)
-        loss, bound = losses(sign, q, planned)
+        q_of = action_values(step, planner(step, ROUGH), draws)
+        loss, bound = losses(sign, q, at_each(starts, q_of) if draws else jnp.zeros_like(q))
         name = f"plans, {draws} draws an action" if draws else "the prior"
-        print(f"{name:<28}{jnp.mean(loss):14.4f}{jnp.mean(bound):15.4f}")
+        print(f"{name:<28}{jnp.mean(loss):13.4f}{jnp.mean(bound):15.4f}")
 
 
 if __name__ == "__main__":

@@ -144,13 +144,14 @@ def distance(logits, tau=TAU):
 
 
 def main():
-    print(f"{'':<28}    exact gradient off by, at τ =    KL[π‖π*] in the end, τ = {TAU}")
-    print(f"{'The KL is':<28}" + "".join(f"{tau:10}" for tau in TAUS) + "       exact      sampled")
+    print(f"{'':<26}{'gradient is off by':>25}{f'KL[π‖π*] at the end, τ = {TAU}':>36}")
+    taus = "".join(f"{f'τ = {tau}':>10}" for tau in TAUS)
+    print(f"{'The KL is':<28}{taus}{'in expectation':>17}{'by groups':>12}")
     for name, form in FORMS.items():
         off = "".join(f"{gradient_error(form, tau):10.0%}" for tau in TAUS)
         ends = distance(train_in_expectation(form)), distance(train_by_groups(form))
-        print(f"{name:<28}{off}{ends[0]:16.4f}{ends[1]:12.4f}")
-    print(f"{'preferences, no return':<58}{distance(train_by_preferences()):16.4f}")
+        print(f"{name:<28}{off}{ends[0]:17.4f}{ends[1]:12.4f}")
+    print(f"{'preferences, no return':<58}{distance(train_by_preferences()):17.4f}")
 
 
 if __name__ == "__main__":
