@@ -24,7 +24,7 @@ import jaxsoft
 
 SIZE, MOVES = 5, np.array([[0, 1], [0, -1], [1, 0], [-1, 0]])
 GAMMA, TAU, TUNING_TAU, WIND = 0.9, 0.3, 0.6, 0.2
-STEPS, UPDATES = 20_000, 300
+STEPS, UPDATES = 10_000, 300
 CELLS = np.arange(SIZE**2)
 RIGHT, TOP = np.float64(CELLS % SIZE == SIZE - 1), np.float64(CELLS < SIZE)  # paid on arrival
 UNIFORM = np.full([SIZE**2, len(MOVES)], -np.log(len(MOVES)))
@@ -70,8 +70,7 @@ def learn(data, reward, tau, log_prior):
     return jax.lax.fori_loop(0, UPDATES, lambda _, q: q - jax.grad(loss)(q), 0 * UNIFORM)
 
 
-def compose(data, weights):
-    qs = [learn(data, reward, TAU, UNIFORM) for reward in (RIGHT, TOP)]
+def compose(data, qs, weights):
     log_ratios = [jaxsoft.log_policy(q, TAU) - UNIFORM for q in qs]
     composed, log_ratio, reward = (
         weights[0] * one + weights[1] * other for one, other in (qs, log_ratios, (RIGHT, TOP))
@@ -105,10 +104,9 @@ def lost(q, reward):
     return jnp.mean(best - own)
 
 
-def fine_tune(data):
-    """How far log π is from that of the sum of rewards, for two weights of the first."""
-    old = learn(data, RIGHT, TAU, UNIFORM)
-    log_old = jaxsoft.log_policy(old, TAU)
+def fine_tune(data, q):
+    """How far log π, tuned from right to top, is from that of sums of the rewards."""
+    log_old = jaxsoft.log_policy(q, TAU)
     tuned = learn(data, TOP, TUNING_TAU, log_old)
     log_pi = jaxsoft.log_policy(tuned, TUNING_TAU, log_old)
 
@@ -121,17 +119,18 @@ def fine_tune(data):
 
 def main():
     data = walk(jax.random.key(0))
+    qs = [learn(data, reward, TAU, UNIFORM) for reward in (RIGHT, TOP)]
     print("                                  error of                X               value lost by")
     print("weights of right, top         Σ wQ  Σ wQ + X    from     to  bound      Σ wQ  Σ wQ + X")
     for name, weights in WEIGHTS.items():
-        r = compose(data, weights)
+        r = compose(data, qs, weights)
         bound = f"{r['bound']:.2f}" if "bound" in r else "–"
         print(
             f"{weights[0]:+.1f}, {weights[1]:+.1f}  {name:<16}{r['error']:8.2f}{r['with X']:10.1e}"
             f"{r['min X']:8.2f}{r['max X']:7.2f}{bound:>7}{r['loses']:10.3f}{r['X loses']:10.3f}"
         )
     print(f"\nTop at τ = {TUNING_TAU}, from right at τ = {TAU} as the prior     distance in log π")
-    for share, distance in fine_tune(data).items():
+    for share, distance in fine_tune(data, qs[0]).items():
         print(f"to the optimum of top + {share:.0f} · right {distance:33.1e}")
 
 

@@ -118,7 +118,7 @@ def train(loss, *, updates, step_size=4.0, decay=0.0):
 
 
 def train_in_expectation(form):
-    return train(lambda logits, _: expected(logits, TAU, *form), updates=4000)
+    return train(lambda logits, _: expected(logits, TAU, *form), updates=3000)
 
 
 def train_by_groups(form):
