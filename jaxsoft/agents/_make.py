@@ -17,6 +17,7 @@ from jaxsoft.agents import (
     off_policy,
     on_policy,
     soft_actor_critic,
+    soft_q_svgd,
     temperature,
     trust_pcl,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "descending",
     "from_replay",
     "network_for",
+    "sampling",
     "trusting",
 ]
 
@@ -74,6 +76,8 @@ def network_for(head: str, problem: Problem) -> Any:
     if head == "soft_actor_critic":
         continuous = not problem.action.categories
         return networks.SoftActorCritic(problem.torso, problem.num_actions, ndim, continuous)
+    if head == "sampling_actor_critic":
+        return networks.SamplingActorCritic(problem.torso, problem.num_actions, ndim)
     return HEADS[head][0](problem.torso, problem.num_actions, ndim)
 
 
@@ -140,20 +144,34 @@ def actor_and_critic(
     if space.categories:
         kind = soft_actor_critic.categories(space.categories, log_prior=objective.log_prior)
     else:
-        low, high = (np.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
-        volume = objective.log_prior is not None
-        kind = soft_actor_critic.box(low, high, space.dtype, volume=volume)
-
-    def values(params: Any, observation: Any, action: Any) -> Any:
-        return network.apply(params, observation, action, method="values")
+        kind = soft_actor_critic.box(**_bounds(space), volume=objective.log_prior is not None)
 
     return soft_actor_critic.agent(
         functools.partial(network.apply, method="policy"),
-        values,
+        functools.partial(network.apply, method="values"),
         init_params,
         kind,
         **_of_replay(settings, problem, objective),
         averaging=settings.averaging,
+    )
+
+
+def sampling(head: str, settings: Any, problem: Problem, *, differentiates_target: bool) -> Agent:
+    """Agents of a sampler and action values that share nothing, which learn from a replay."""
+    del differentiates_target
+    network = network_for(head, problem)
+    _, init_params = _network(head, problem)
+    objective = _objective(settings, problem)
+    return soft_q_svgd.agent(
+        functools.partial(network.apply, method="sample"),
+        functools.partial(network.apply, method="values"),
+        init_params,
+        **_bounds(problem.action),
+        volume=objective.log_prior is not None,
+        **_of_replay(settings, problem, objective),
+        averaging=settings.averaging,
+        particles=settings.particles,
+        proposals=settings.proposals,
     )
 
 
@@ -171,6 +189,12 @@ def trusting(head: str, settings: Any, problem: Problem, *, differentiates_targe
         n=objective.n,
         averaging=settings.averaging,
     )
+
+
+def _bounds(space: Any) -> dict[str, Any]:
+    """What an agent is told of its box."""
+    low, high = (np.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
+    return {"low": low, "high": high, "dtype": space.dtype}
 
 
 def _of_replay(settings: Any, problem: Problem, objective: on_policy.Objective) -> dict[str, Any]:

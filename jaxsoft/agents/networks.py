@@ -28,6 +28,7 @@ __all__ = [
     "Conv",
     "NatureCNN",
     "QNetwork",
+    "SamplingActorCritic",
     "SoftActorCritic",
     "torso_for",
 ]
@@ -235,6 +236,48 @@ class SoftActorCritic(nn.Module):
         return values
 
 
+class SamplingActorCritic(nn.Module):
+    """A sampler of D real numbers, and K networks of action values, which share nothing.
+
+    The sampler turns noise into actions before they are squashed, u = ξ + f(observation, ξ), so
+    that with standard normal noise it starts near the uniform distribution. Action values are
+    those of `SoftActorCritic`.
+
+    Attributes:
+      torso: a module from [N, *O] to features [N, F].
+      num_actions: D.
+      observation_ndim: axes of one observation.
+      number: K.
+    """
+
+    torso: nn.Module
+    num_actions: int
+    observation_ndim: int
+    number: int = 2
+
+    def setup(self) -> None:
+        """Makes the parts."""
+        shared = (self.torso.clone(parent=None), self.num_actions, self.observation_ndim)
+        self.actor = _Sampler(*shared)
+        self.critic = _Several(_ActionValue(*shared, parent=None), self.number)
+
+    def __call__(self, observation: Array) -> tuple[Array, Array]:
+        """Both, of the middle of noise and actions, at observations [..., *O]."""
+        leading = observation.shape[: observation.ndim - self.observation_ndim]
+        middle = jnp.zeros((*leading, self.num_actions))
+        return self.sample(observation, middle), self.values(observation, middle)
+
+    def sample(self, observation: Array, noise: Array) -> Array:
+        """Actions before the squash [..., D], of noise [..., D] at observations [..., *O]."""
+        u: Array = self.actor(observation, noise)
+        return u
+
+    def values(self, observation: Array, action: Array) -> Array:
+        """Action values [K, ...] of actions [..., D]."""
+        values: Array = self.critic(observation, action)
+        return values
+
+
 class _Several(nn.Module):
     """So many networks that differ in their parameters alone, in one batch."""
 
@@ -287,15 +330,21 @@ class _ActionValue(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Array, action: Array) -> Array:
-        if self.observation_ndim == 1:
-            joint = jnp.concatenate([observation.astype(action.dtype), action], axis=-1)
-            leading, x = _features(self.torso, joint, 1)
-        else:
-            leading, seen = _features(self.torso, observation, self.observation_ndim)
-            joint = jnp.concatenate([seen, action.reshape(len(seen), -1).astype(seen.dtype)], -1)
-            x = nn.relu(_dense(256, np.sqrt(2), seen.dtype)(joint))
+        leading, x = _joint_features(self.torso, observation, action, self.observation_ndim)
         value: Array = _dense(1, 1.0, x.dtype, name="action_value")(x)
         return _wide(value).reshape(leading)
+
+
+class _Sampler(nn.Module):
+    torso: nn.Module
+    num_actions: int
+    observation_ndim: int
+
+    @nn.compact
+    def __call__(self, observation: Array, noise: Array) -> Array:
+        leading, x = _joint_features(self.torso, observation, noise, self.observation_ndim)
+        moved = _wide(_dense(self.num_actions, 0.01, x.dtype, name="sampler")(x))
+        return noise + moved.reshape(*leading, self.num_actions)
 
 
 def torso_for(
@@ -340,3 +389,16 @@ def _features(
         )
     leading = observation.shape[: observation.ndim - ndim]
     return leading, torso(observation.reshape(-1, *observation.shape[observation.ndim - ndim :]))
+
+
+def _joint_features(
+    torso: Callable[[Array], Array], observation: Array, numbers: Array, ndim: int
+) -> tuple[tuple[int, ...], Array]:
+    """Of an observation [..., *O] and numbers [..., D] beside it."""
+    if ndim == 1:
+        return _features(
+            torso, jnp.concatenate([observation.astype(numbers.dtype), numbers], axis=-1), 1
+        )
+    leading, seen = _features(torso, observation, ndim)
+    joint = jnp.concatenate([seen, numbers.reshape(len(seen), -1).astype(seen.dtype)], -1)
+    return leading, nn.relu(_dense(256, np.sqrt(2), seen.dtype)(joint))

@@ -29,6 +29,7 @@ from jaxsoft.agents._make import (
     descending,
     from_replay,
     network_for,
+    sampling,
     trusting,
 )
 from jaxsoft.agents.base import Agent
@@ -52,6 +53,7 @@ __all__ = [
     "along",
     "descending",
     "from_replay",
+    "sampling",
     "settings_of",
     "trusting",
 ]
@@ -242,6 +244,32 @@ class ReplayActorCritic(Remembering):
 
 
 @dataclass(frozen=True)
+class Sampling(ReplayActorCritic):
+    """With a sampler of actions that has no density."""
+
+    particles: int = option(
+        "actions of the sampler in each of the two sets of a Stein step",
+        16,
+        least=1,
+        type=count,
+    )
+    proposals: int = option(
+        "uniform actions of which a soft value is estimated", 16, least=1, type=count
+    )
+
+    def check(self, steps: int) -> None:
+        """As for all, and no temperature by a KL that is not known."""
+        super().check(steps)
+        for name in ("target_kl", "target_entropy"):
+            value = getattr(self, name)
+            if value is not None:
+                raise SettingsError(
+                    f"{said(name, value)} does not go with a sampler: its KL and its entropy "
+                    "are not known. Give --tau, and --final-tau if it is to change."
+                )
+
+
+@dataclass(frozen=True)
 class Trusting(ReplayActorCritic):
     """With a penalty for leaving the policy that the target network has."""
 
@@ -254,7 +282,8 @@ class Algorithm:
 
     Attributes:
       about: in a line of the help.
-      head: `"actor_critic"`, (v, log π); `"q"`; or `"soft_actor_critic"`, a policy and two Qs.
+      head: `"actor_critic"`, (v, log π); `"q"`; `"soft_actor_critic"`, a policy and two Qs; or
+        `"sampling_actor_critic"`, a sampler and two Qs.
       settings: the dataclass of its settings.
       make: (head, settings, problem, *, differentiates_target) -> agent.
       differentiates_target: whether its loss has a gradient into what it bootstraps from.
@@ -468,6 +497,14 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             vectors=_OF_SAC,
             actions="numbers",
             tuned=True,
+        ),
+        "soft_q_svgd": Algorithm(
+            "soft Q-learning for real numbers, whose sampler learns by Stein steps",
+            **_ACTOR_AND_CRITIC
+            | {"head": "sampling_actor_critic", "make": sampling, "settings": Sampling},
+            images=_OF_SAC | {"batch_size": 64, "tau": 0.3},
+            vectors=_OF_SAC | {"batch_size": 64, "tau": 0.3},
+            actions="numbers",
         ),
         "discrete_sac": Algorithm(
             "soft actor-critic for finitely many actions",

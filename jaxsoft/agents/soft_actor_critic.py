@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 
 import jaxsoft
 from jaxsoft import _checks, squashed
-from jaxsoft.agents import temperature
+from jaxsoft.agents import _boxes, temperature
 from jaxsoft.agents._descent import Trained, descend, mean_loss
 from jaxsoft.agents._replaying import State, agent_with_replay, averaged
 from jaxsoft.agents.base import Agent, Params, Rollout, mean
@@ -103,27 +103,9 @@ def box(low: Any, high: Any, dtype: Any = np.float32, *, volume: bool = False) -
       volume: whether the prior is the volume of (−1, 1)^D, so that the KL is minus the usual
         entropy, and not the uniform distribution. Any other goes into the reward, as τ log π̄.
     """
-    low, high = np.broadcast_arrays(np.asarray(low), np.asarray(high))
-    if not (low.size and np.all(np.isfinite(low) & np.isfinite(high) & (low < high))):
-        raise _checks.fail(
-            "soft_actor_critic.box",
-            f"bounds {low.tolist()} and {high.tolist()}",
-            "finite numbers, the least below the greatest",
-            "Give bounds: the policy is uniform within them at first.",
-        )
-    centre, scale = (high + low) / 2, (high - low) / 2
+    bounds = _boxes.box("soft_actor_critic.box", low, high, dtype)
     # log of the uniform density on (−1, 1)^D, by which the two measures differ.
-    shift = -low.size * math.log(2) if volume else 0.0
-
-    def outer(u: Array) -> Array:
-        action = squashed.action(u, low.ravel(), high.ravel())
-        return action.reshape(u.shape[:-1] + low.shape).astype(dtype)
-
-    def taken(values: Callable[[Array | None], Array], action: Array) -> Array:
-        batch = action.shape[: action.ndim - low.ndim]
-        wide = action.astype(_checks.computing_dtype(action.dtype))
-        inner = (wide - jnp.broadcast_to(centre, wide.shape)) / jnp.broadcast_to(scale, wide.shape)
-        return values(inner.reshape(*batch, -1))
+    shift = -bounds.size * math.log(2) if volume else 0.0
 
     def value(
         out: tuple[Array, Array], values: Callable[[Array | None], Array], key: Array, tau: Any
@@ -132,18 +114,13 @@ def box(low: Any, high: Any, dtype: Any = np.float32, *, volume: bool = False) -
         log_ratio = squashed.log_ratio(u, *out) + shift
         return jaxsoft.sampled_value(values(jnp.tanh(u)), log_ratio, tau), log_ratio
 
-    def random(keys: Array) -> Array:
-        return jax.vmap(
-            lambda key: jax.random.uniform(key, low.shape, minval=low, maxval=high).astype(dtype)
-        )(keys)
-
     return Actions(
-        one=jax.ShapeDtypeStruct(low.shape, jax.dtypes.canonicalize_dtype(dtype)),
-        draw=lambda out, keys: outer(squashed.sample(keys, *out)),
-        best=lambda out: outer(out[0]),
-        random=random,
+        one=bounds.one,
+        draw=lambda out, keys: bounds.outer(squashed.sample(keys, *out)),
+        best=lambda out: bounds.outer(out[0]),
+        random=bounds.random,
         value=value,
-        taken=taken,
+        taken=lambda values, action: values(bounds.inner(action)),
     )
 
 

@@ -24,11 +24,13 @@ class Temperature(NamedTuple):
       value: state -> τ, [].
       update: (state, kl) -> state after a gradient step, kl being the mean KL to the prior over
         its batch, a scalar.
+      by_kl: whether `update` looks at the KL, which not every agent knows.
     """
 
     init: Callable[[], Any]
     value: Callable[[Any], ArrayLike]
     update: Callable[[Any, Array], Any]
+    by_kl: bool = False
 
 
 def _unchanged(state: Any, kl: Array) -> Any:
@@ -79,7 +81,7 @@ def tuned(target_kl: ArrayLike, *, start: float = 1.0, learning_rate: float = 3e
         step, memory = optimiser.update(jax.grad(dual)(log_tau), memory)
         return log_tau + step, memory
 
-    return Temperature(init, lambda state: jnp.exp(state[0]), update)
+    return Temperature(init, lambda state: jnp.exp(state[0]), update, by_kl=True)
 
 
 def told(source: Temperature, state: Any) -> dict[str, Array]:

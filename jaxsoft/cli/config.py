@@ -94,7 +94,7 @@ class Config:
         nargs="+",
     )
     activation: str | None = option(
-        "of these layers; by default tanh, relu for soft actor-critics",
+        "of these layers; by default tanh, or what is listed below",
         group="network",
         choices=tuple(networks.ACTIVATIONS),
     )

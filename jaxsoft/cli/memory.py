@@ -40,6 +40,7 @@ _CAUSES = {
     "activations": ("num_envs", "rollout_length", "hidden"),
     "rollout": ("num_envs", "rollout_length"),
     "Gram matrix": ("num_envs", "rollout_length"),
+    "particles": ("particles", "proposals", "batch_size"),
     "environments": ("num_envs", "games"),
 }
 _EXHAUSTED = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
@@ -84,6 +85,11 @@ def needs(config: Config, *, save_replay: bool = False) -> Needs:
     device[name] = together * max(_bytes(pull) - _bytes(params), 0) // 2
     if getattr(settings, "solver", None) == "gram":
         device["Gram matrix"] = together * 4 * batch**2
+    if hasattr(settings, "particles"):
+        # The layers of each, and the differences of all pairs.
+        layers = max(settings.particles, settings.proposals) * 2 * sum(config.hidden)
+        pairs = 2 * settings.particles**2 * math.prod(about.action.shape)
+        device["particles"] = together * 4 * batch * (layers + pairs)
     return Needs(
         device,
         {

@@ -89,13 +89,20 @@ TOO_MUCH = [
         "Gram matrix",
         "Lower --num-envs or --rollout-length.",
     ),
+    (
+        "soft_q_svgd",
+        {"particles": 10**5},
+        "particles",
+        "Lower --particles or --proposals or --batch-size.",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("algorithm", "given", "part", "advice"), TOO_MUCH)
 def test_what_is_too_much_is_refused(algorithm, given, part, advice, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(memory, "free", lambda: 20 * GB)
-    words = ["--game", "Catch-v0", "--algorithm", algorithm, "--steps", str(MOST)]
+    game = "Pendulum-v1" if ALGORITHMS[algorithm].actions == "numbers" else "Catch-v0"
+    words = ["--game", game, "--algorithm", algorithm, "--steps", str(MOST)]
     for name, value in given.items():
         each = value if isinstance(value, tuple) else (value,)
         words += ["--" + name.replace("_", "-"), *map(str, each)]

@@ -527,3 +527,49 @@ def test_two_action_values(mdp, tau):
     assert np.all((low <= v2 - v1) & (v2 - v1 <= high))
     most = np.max(np.abs(two - one), axis=-1)
     assert np.all((np.abs(v2 - v1) <= most) & (kl <= 2 * most / tau))
+
+
+# ---- Noise in action values ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6, -0.5])
+def test_the_lesser_of_two_noisy_values_is_too_small(correlation):
+    """By s√((1 − ρ)/π), which is s/√π where their errors are independent, for any policy."""
+    mdp, scale = make_mdp(0.5), 0.3
+    q, log_prior = random_q(mdp)[0], log_of(mdp.prior[0])
+    log_pi = log_of(oracles.random_policy(1, mdp.prior[0]))
+    # The errors' mean and half difference are independent; the minimum has a kink at 0.
+    node, weight = np.polynomial.legendre.leggauss(60)
+    node, weight = np.concatenate([node - 1, node + 1]) * 5, np.tile(weight, 2) * 5
+    weight *= np.exp(-0.5 * node**2) / np.sqrt(2 * np.pi)
+    mean = node[:, None] * scale * np.sqrt((1 + correlation) / 2)
+    half = node * scale * np.sqrt((1 - correlation) / 2)
+    one, two = (mean + sign * half for sign in (1, -1))
+    probs = weight[:, None] * weight
+    assert_close(np.sum(probs * one * two), correlation * scale**2, of=scale**2)
+    lesser = jnp.minimum(q + one[..., None], q + two[..., None])
+    policy = jnp.broadcast_to(log_pi, lesser.shape)
+    bias = probs * (lib.policy_value(lesser, policy, 0.5, log_prior) -
+                    lib.policy_value(q, log_pi, 0.5, log_prior))  # fmt: skip
+    assert_close(np.sum(bias), -scale * np.sqrt((1 - correlation) / np.pi))
+
+
+def test_the_soft_value_of_noisy_values_is_too_large(tau):
+    """By s²(1 − Σπ²)/(2τ) to first order in s², hence the less the greater τ is."""
+    mdp = make_mdp(tau)
+    q, prior = random_q(mdp)[0], mdp.prior[0]
+    policy = oracles.boltzmann(q, tau, prior)
+    first = (1 - np.sum(policy**2)) / (2 * tau)
+    node, weight = np.polynomial.hermite_e.hermegauss(16)
+    error = np.stack(np.meshgrid(node, node, node, indexing="ij"), axis=-1)
+    probs = np.prod(np.meshgrid(weight, weight, weight, indexing="ij"), axis=0)
+    exact = lib.soft_value(q, tau, np.log(prior))
+    short = []
+    for scale in (0.1 * tau, 0.05 * tau):
+        noisy = lib.soft_value(q + scale * error, tau, np.log(prior))
+        bias = np.sum(probs * (noisy - exact)) / probs.sum()
+        assert bias > 0
+        assert abs(bias / (scale**2 * first) - 1) < 0.02
+        short.append(bias - scale**2 * first)
+    # What is left is of the fourth order.
+    assert 14 < short[0] / short[1] < 18

@@ -214,6 +214,44 @@ def test_damping_is_a_trust_region(tau):
     assert_close(np.exp(lib.log_policy(new, tau, log_of(mdp.prior))), damped)
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_budget_of_divergence_weighs_whole_episodes(sampled):
+    """λ of the second KL: the least of λε + λ log E e^{R/λ} tilts episodes by the KL ε.
+
+    Episodes are all there are, by their probability, or some that were drawn, all alike.
+    """
+    mdp = make_mdp(0.5, acyclic=True, gamma=1.0)
+    path = oracles.trajectories(mdp, oracles.random_policy(2, mdp.prior), 0, len(mdp.prior) - 1)
+    reward, log_prior = path.rewards.sum(axis=1), np.log(path.probs)
+    if sampled:
+        drawn = np.random.default_rng(0).choice(len(reward), 40, p=path.probs)
+        reward, log_prior = reward[drawn], None
+    prior = np.full(len(reward), 1 / len(reward)) if sampled else path.probs
+
+    def divergence(trust):
+        tilted = prior * np.exp((reward - reward.max()) / trust)
+        return oracles.kl(tilted / tilted.sum(), prior)
+
+    def dual(trust, budget):
+        return lib.soft_value(reward, trust, log_prior) + trust * budget
+
+    kls = [divergence(trust) for trust in (0.1, 0.3, 1.0, 3.0)]
+    assert np.all(np.diff(kls) < 0)  # the looser the bound, the smaller λ
+    slope = jax.jit(jax.grad(dual))
+    for trust, kl in zip((0.1, 0.3, 1.0, 3.0), kls, strict=True):
+        log_tilted = lib.log_policy(reward, trust, log_prior)
+        assert_close(lib.kl_to_prior(log_tilted, log_prior), kl)
+        assert_close(slope(trust, 0.1), 0.1 - kl, of=kl)
+    for budget in (0.05, 0.4):
+        low, high = 1e-2, 1e3
+        for _ in range(80):
+            trust = np.sqrt(low * high)
+            low, high = (trust, high) if slope(trust, budget) < 0 else (low, trust)
+        assert_close(divergence(trust), np.asarray(budget))
+        tilted = np.exp(lib.log_policy(reward, trust, log_prior))
+        assert_close(dual(trust, budget), tilted @ reward)  # the most return within the budget
+
+
 # ---- Munchausen ----------------------------------------------------------------------------------
 
 
