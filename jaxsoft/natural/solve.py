@@ -305,14 +305,14 @@ def _without_eigenvalues(overdetermined: bool, k: Array, errors: Array, damping:
 
 
 def _well_damped(k: Array, damping: Array) -> Array:
-    return damping > float(jnp.finfo(k.dtype).eps) ** 0.6 * jnp.trace(k)
+    return jnp.greater(damping, float(jnp.finfo(k.dtype).eps) ** 0.6 * jnp.trace(k))
 
 
 def _by_cholesky(k: Array, errors: Array, damping: Array) -> Array:
     factor = jax.scipy.linalg.cho_factor(k + damping * jnp.eye(len(k), dtype=k.dtype))
     alpha = jax.scipy.linalg.cho_solve(factor, errors)
     left = errors - product(k, alpha) - damping * alpha
-    return alpha + jax.scipy.linalg.cho_solve(factor, left)
+    return jnp.add(alpha, jax.scipy.linalg.cho_solve(factor, left))
 
 
 def _zeros(tree: Params) -> Params:
