@@ -502,8 +502,8 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             "soft Q-learning for real numbers, whose sampler learns by Stein steps",
             **_ACTOR_AND_CRITIC
             | {"head": "sampling_actor_critic", "make": sampling, "settings": Sampling},
-            images=_OF_SAC,
-            vectors=_OF_SAC | {"batch_size": 64},
+            images=_OF_SAC | {"batch_size": 64, "tau": 0.3},
+            vectors=_OF_SAC | {"batch_size": 64, "tau": 0.3},
             actions="numbers",
         ),
         "discrete_sac": Algorithm(

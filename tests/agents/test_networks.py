@@ -455,5 +455,5 @@ def test_mistakes_are_named(call, words):
 def test_public_names():
     assert sorted(networks.__all__) == sorted(
         {"ACTIVATIONS", "LOG_STD", "MLP", "ActorCritic", "Conv", "NatureCNN", "QNetwork"}
-        | {"SoftActorCritic", "torso_for"}
+        | {"SamplingActorCritic", "SoftActorCritic", "torso_for"}
     )

@@ -136,6 +136,7 @@ def test_a_step_is_that_of_loops(volume, drawn):
     jax.effects_barrier()
     [window], [proposed], noises = drawn["windows"], drawn["uniform"], drawn["normal"]
     assert proposed.shape == (B, M, D)
+    np.testing.assert_allclose((proposed.min(), proposed.max()), (-1, 1), atol=0.1)
     assert [x.shape for x in noises] == [(B, P, D)] * 2
     assert np.abs(noises[0] - noises[1]).min() > 0  # two sets
     table, q, targets = (np.asarray(x) for x in (TABLES.sampler, TABLES.q, TARGETS.q))
@@ -311,7 +312,7 @@ def test_the_network_starts_at_its_noise_and_takes_any_axes(images):
     one = (4, 36, 40) if images else (5,)
     seen = jnp.asarray(rng.integers(0, 256, (2, 3, *one)), jnp.uint8 if images else jnp.float32)
     network = SamplingActorCritic(torso, D, len(one), number=3)
-    params = network.init(jax.random.key(0), seen[0])
+    params = jax.jit(network.init)(jax.random.key(0), seen[0])
     apply: Callable[..., Any] = jax.jit(network.apply, static_argnames="method")
     noise = jnp.asarray(rng.normal(size=(2, 3, D)), jnp.float32)
     u = apply(params, seen, noise, method="sample")
@@ -323,9 +324,8 @@ def test_the_network_starts_at_its_noise_and_takes_any_axes(images):
     # It is no mere shift: what is added depends on the noise.
     elsewhere = apply(params, seen, noise + 1, method="sample") - noise - 1
     assert np.abs(elsewhere - (u - noise)).max() > 1e-5
-    for i, j in np.ndindex(2, 3):
-        alone = apply(params, seen[i, j], noise[i, j], method="sample")
-        np.testing.assert_allclose(alone, u[i, j], rtol=1e-4, atol=1e-5)
+    alone = apply(params, seen[1, 2], noise[1, 2], method="sample")
+    np.testing.assert_allclose(alone, u[1, 2], rtol=1e-4, atol=1e-5)
 
 
 # ---- What is refused -----------------------------------------------------------------------------
