@@ -309,7 +309,7 @@ def test_the_network_starts_at_its_noise_and_takes_any_axes(images):
     one = (4, 36, 40) if images else (5,)
     seen = jnp.asarray(rng.integers(0, 256, (2, 3, *one)), jnp.uint8 if images else jnp.float32)
     network = SamplingActorCritic(torso, D, len(one), number=3)
-    params = jax.jit(network.init)(jax.random.key(0), seen[0])
+    params = network.init(jax.random.key(0), seen[0])
     apply: Callable[..., Any] = jax.jit(network.apply, static_argnames="method")
     noise = jnp.asarray(rng.normal(size=(2, 3, D)), jnp.float32)
     u = apply(params, seen, noise, method="sample")
