@@ -289,7 +289,11 @@ class _Several(nn.Module):
         one = self.one.clone(parent=None)
 
         def init(key: Array) -> Any:
-            return jax.vmap(lambda key: one.init(key, *inputs))(jax.random.split(key, self.number))
+            # In turn: as a batch, their QR decompositions can wait for each other for ever
+            # (jaxlib 0.10.2, on as many cores as there are of them at once).
+            return jax.lax.map(
+                lambda key: one.init(key, *inputs), jax.random.split(key, self.number)
+            )
 
         params = self.param("several", init)
         outputs: Any = jax.vmap(lambda params: one.apply(params, *inputs))(params)
