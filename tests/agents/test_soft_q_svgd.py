@@ -219,10 +219,10 @@ def test_it_ends_at_the_boltzmann_policy_of_its_values():
         | {
             "low": [-1.0],
             "high": [1.0],
-            "optimiser": optax.adam(optax.linear_schedule(0.05, 0.0, 2000)),
+            "optimiser": optax.adam(optax.linear_schedule(0.05, 0.0, 1500)),
             "tau": tau,
             "particles": 16,
-            "batch_size": 32,
+            "batch_size": 8,
             "proposals": 1,
             "steps_per_gradient": 1,
         },
@@ -235,7 +235,7 @@ def test_it_ends_at_the_boltzmann_policy_of_its_values():
     def learn(state, key):
         return agent.update(state, given, key)
 
-    state, _ = jax.lax.scan(learn, state, jax.random.split(jax.random.key(1), 2000 // (T * N)))
+    state, _ = jax.lax.scan(learn, state, jax.random.split(jax.random.key(1), 1500 // (T * N)))
     noise = jax.random.normal(jax.random.key(2), (400_000, 1))
     a = np.tanh(interpolated(state.params, None, noise))
     edges = np.linspace(-1, 1, 21)
