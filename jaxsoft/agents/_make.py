@@ -138,17 +138,15 @@ def actor_and_critic(
 ) -> Agent:
     """Agents of a policy and action values that share nothing, which learn from a replay."""
     del differentiates_target
-    network = network_for(head, problem)
-    _, init_params = _network(head, problem)
+    apply, init_params = _network(head, problem)
     objective, space = _objective(settings, problem), problem.action
     if space.categories:
         kind = soft_actor_critic.categories(space.categories, log_prior=objective.log_prior)
     else:
         kind = soft_actor_critic.box(**_bounds(space), volume=objective.log_prior is not None)
-
     return soft_actor_critic.agent(
-        functools.partial(network.apply, method="policy"),
-        functools.partial(network.apply, method="values"),
+        functools.partial(apply, method="policy"),
+        functools.partial(apply, method="values"),
         init_params,
         kind,
         **_of_replay(settings, problem, objective),
@@ -159,12 +157,11 @@ def actor_and_critic(
 def sampling(head: str, settings: Any, problem: Problem, *, differentiates_target: bool) -> Agent:
     """Agents of a sampler and action values that share nothing, which learn from a replay."""
     del differentiates_target
-    network = network_for(head, problem)
-    _, init_params = _network(head, problem)
+    apply, init_params = _network(head, problem)
     objective = _objective(settings, problem)
     return soft_q_svgd.agent(
-        functools.partial(network.apply, method="sample"),
-        functools.partial(network.apply, method="values"),
+        functools.partial(apply, method="sample"),
+        functools.partial(apply, method="values"),
         init_params,
         **_bounds(problem.action),
         volume=objective.log_prior is not None,

@@ -11,12 +11,12 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoft import _checks
+from jaxsoft import _checks, losses
 from jaxsoft.agents import replay, temperature
 from jaxsoft.agents._descent import Trained
 from jaxsoft.agents.base import Agent, Metrics, Params, Rollout
 
-__all__ = ["State", "agent_with_replay", "averaged", "copied"]
+__all__ = ["State", "agent_with_replay", "averaged", "copied", "critics", "one_step_target"]
 
 
 class State(NamedTuple):
@@ -79,6 +79,18 @@ def averaged(name: str, rate: float) -> Refresh:
         return jax.tree.map(lambda new, old: old + rate * (new - old), params, target)
 
     return refresh
+
+
+def one_step_target(window: Rollout, v_t: Array, discount: ArrayLike) -> Array:
+    """Targets r + γv(s') of the first actions of windows [B]; v may be anything after an end."""
+    following = jnp.where(window.discount[0] > 0, v_t, 0)
+    return window.reward[0] + discount * window.discount[0] * following
+
+
+def critics(q: Array, target: Array) -> tuple[Array, dict[str, Array]]:
+    """Σ_k ½(Q_k − y)² of K networks' values [K, B], and what the metrics are told [B]."""
+    loss = jnp.sum(jax.vmap(losses.value_loss, (0, None))(q, target), axis=0)
+    return loss, {"critic_loss": loss, "q": q[0], "td_error": jnp.abs(q[0] - target)}
 
 
 def agent_with_replay(

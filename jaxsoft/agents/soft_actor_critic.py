@@ -31,7 +31,7 @@ import jaxsoft
 from jaxsoft import _checks, squashed
 from jaxsoft.agents import _boxes, temperature
 from jaxsoft.agents._descent import Trained, descend, mean_loss
-from jaxsoft.agents._replaying import State, agent_with_replay, averaged
+from jaxsoft.agents._replaying import State, agent_with_replay, averaged, critics, one_step_target
 from jaxsoft.agents.base import Agent, Params, Rollout, mean
 
 __all__ = ["Actions", "Policy", "Values", "agent", "box", "categories"]
@@ -182,17 +182,13 @@ def agent(
         weight = window.weight[0]
         held = trained.params
         v_t, _ = actions.value(policy(held, then), least(target_params, then), of_next, tau)
-        # What follows an end may be anything.
-        following = jnp.where(window.discount[0] > 0, v_t, 0)
-        target = jax.lax.stop_gradient(window.reward[0] + discount * window.discount[0] * following)
+        target = one_step_target(window, v_t, discount)
 
         def objective(params: Params) -> tuple[Array, dict[str, Array]]:
             q = actions.taken(lambda action: values(params, now, action), window.action[0])
-            critic = jnp.sum(jax.vmap(jaxsoft.value_loss, (0, None))(q, target), axis=0)
+            critic, told = critics(q, target)
             v, kl = actions.value(policy(params, now), least(held, now), of_now, tau)
-            told = {"critic_loss": critic, "value": v, "kl": kl, "q": q[0]}
-            told["td_error"] = jnp.abs(q[0] - target)
-            return mean_loss(name, critic - v, weight), told
+            return mean_loss(name, critic - v, weight), told | {"value": v, "kl": kl}
 
         (value, told), gradients = jax.value_and_grad(objective, has_aux=True)(held)
         trained, step = descend(optimiser, trained, gradients)

@@ -35,7 +35,7 @@ import jaxsoft
 from jaxsoft import _checks
 from jaxsoft.agents import _boxes, temperature
 from jaxsoft.agents._descent import Trained, descend, mean_loss
-from jaxsoft.agents._replaying import State, agent_with_replay, averaged
+from jaxsoft.agents._replaying import State, agent_with_replay, averaged, critics, one_step_target
 from jaxsoft.agents.base import Agent, Params, Rollout, mean
 
 __all__ = ["Sampler", "Values", "agent"]
@@ -147,22 +147,17 @@ def agent(
 
         proposed = jax.random.uniform(of_value, (*weight.shape, proposals, box.size), minval=-1)
         v_t = jaxsoft.soft_value(least(target_params, then, proposed), tau, log_share)
-        # What follows an end may be anything.
-        following = jnp.where(window.discount[0] > 0, v_t, 0)
-        target = window.reward[0] + discount * window.discount[0] * following
+        target = one_step_target(window, v_t, discount)
         fixed = of_sampler(held, of_score)
         score = jax.grad(log_target)(fixed)
 
         def objective(params: Params) -> tuple[Array, dict[str, Array]]:
             q = values(params, now, box.inner(window.action[0]))
-            critic = jnp.sum(jax.vmap(jaxsoft.value_loss, (0, None))(q, target), axis=0)
+            critic, told = critics(q, target)
             u = of_sampler(params, of_moved)
             direction = jax.lax.stop_gradient(jaxsoft.stein_direction(u, fixed, score))
             moved = jnp.mean(jnp.sum(direction * u, axis=-1), axis=-1)
-            told = {
-                "critic_loss": critic,
-                "q": q[0],
-                "td_error": jnp.abs(q[0] - target),
+            told |= {
                 "stein": jnp.mean(jnp.sum(jnp.square(direction), axis=-1), axis=-1),
                 "spread": jnp.mean(jnp.std(jnp.tanh(u), axis=-2), axis=-1),
             }

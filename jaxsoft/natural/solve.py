@@ -297,7 +297,7 @@ def _solve_gram(k: Array, errors: Array, damping: Array, overdetermined: bool) -
 def _without_eigenvalues(overdetermined: bool, k: Array, errors: Array, damping: Array) -> Array:
     """NaN where they would be wanted, which leaves the solve to conjugate gradients.
 
-    Eigenvalues of 512 samples take a TPU's compiler a minute, and those of 2,048 took all memory.
+    A TPU's compiler takes longer over eigenvalues than over all the rest of a program.
     """
     if overdetermined:
         return jnp.full_like(errors, jnp.nan)

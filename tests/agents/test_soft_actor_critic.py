@@ -13,6 +13,7 @@ from jaxsoft import squashed
 from jaxsoft.agents import replay, soft_actor_critic, temperature
 from jaxsoft.agents.base import Rollout
 from tests.support.bridge import assert_trees_close
+from tests.support.problems import rollout_of
 
 TAU, GAMMA, S, A, N, T = 0.7, 0.9, 4, 3, 2, 5
 
@@ -68,24 +69,10 @@ def discrete(**given):
     )
 
 
-def rollout_of(actions, seed=0):
-    rng = np.random.default_rng(seed)
-    terminated, dummy = rng.random((2, T, N)) < 0.25
-    return Rollout(
-        observation=jnp.asarray(np.eye(S)[rng.integers(S, size=(T + 1, N))]),
-        action=actions,
-        reward=jnp.asarray(rng.normal(size=(T, N))),
-        discount=jnp.asarray(1.0 - (terminated & ~dummy)),
-        cut=jnp.asarray(terminated | dummy),
-        weight=jnp.asarray(1.0 - dummy),
-        first=jnp.zeros((T + 1, N), bool),
-    )
-
-
 def test_a_step_of_the_discrete_kind_is_that_of_loops(monkeypatch):
     agent = discrete()
     rng = np.random.default_rng(5)
-    rollout = rollout_of(jnp.asarray(rng.integers(A, size=(T, N)), jnp.int32))
+    rollout = rollout_of(jnp.asarray(rng.integers(A, size=(T, N)), jnp.int32), S)
     state = agent.init(jax.random.key(0))._replace(target_params=TARGETS)
     drawn = []
     sample = replay.sample
@@ -217,7 +204,7 @@ def test_the_actor_is_told_by_the_action_and_the_critic_is_not():
 
     agent = continuous()
     state = agent.init(jax.random.key(0))
-    rollout = rollout_of(jnp.asarray(normal(6, T, N, 1), jnp.float32).clip(-1, 1))
+    rollout = rollout_of(jnp.asarray(normal(6, T, N, 1), jnp.float32).clip(-1, 1), S)
     after, _ = agent.update(state, rollout, jax.random.key(1))
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, state.params)
     assert all(x > 0 for x in jax.tree.leaves(moved))
@@ -298,7 +285,7 @@ def test_actions_are_of_the_prior_until_learning_starts():
 def test_nothing_is_learned_before():
     agent = discrete(learning_starts=20)
     state = agent.init(jax.random.key(0))
-    rollout = rollout_of(jnp.zeros((T, N), jnp.int32))
+    rollout = rollout_of(jnp.zeros((T, N), jnp.int32), S)
     once, metrics = agent.update(state, rollout, jax.random.key(1))
     assert metrics.updates == 0
     assert_trees_close(once.params, state.params)

@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from jaxsoft.agents import replay, soft_q_svgd, temperature
-from jaxsoft.agents.base import Rollout
 from jaxsoft.agents.networks import MLP, NatureCNN, SamplingActorCritic
 from jaxsoft.agents.registry import ALGORITHMS, settings_of
 from jaxsoft.agents.settings import SettingsError
 from tests.support.bridge import assert_trees_close
+from tests.support.problems import rollout_of
 
 TAU, GAMMA, S, D, N, T, B, P, M = 0.7, 0.9, 4, 2, 2, 5, 16, 3, 5
 LOW, HIGH = np.array([[-1.0, 0.0]]), np.array([[3.0, 0.5]])
@@ -67,18 +67,9 @@ def made(**given):
     return soft_q_svgd.agent(sampler, values, lambda _: TABLES, **OPTIONS | given)
 
 
-def rollout(seed=0, ends=0.25):
-    rng = np.random.default_rng(seed)
-    terminated, dummy = rng.random((2, T, N)) < ends
-    return Rollout(
-        observation=jnp.asarray(np.eye(S)[rng.integers(S, size=(T + 1, N))]),
-        action=jnp.asarray(rng.uniform(LOW, HIGH, size=(T, N, 1, D)), jnp.float32),
-        reward=jnp.asarray(rng.normal(size=(T, N))),
-        discount=jnp.asarray(1.0 - (terminated & ~dummy)),
-        cut=jnp.asarray(terminated | dummy),
-        weight=jnp.asarray(1.0 - dummy),
-        first=jnp.zeros((T + 1, N), bool),
-    )
+def rollout(ends=0.25):
+    action = np.random.default_rng(4).uniform(LOW, HIGH, size=(T, N, 1, D))
+    return rollout_of(jnp.asarray(action, jnp.float32), S, ends=ends)
 
 
 # ---- A step, by loops ----------------------------------------------------------------------------

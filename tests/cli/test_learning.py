@@ -55,9 +55,9 @@ OTHERS = {
     ("CartPole-v1", "munchausen_dqn"): (250_000, ""),
     ("CartPole-v1", "trust_pcl"): (200_000, ""),
     ("CartPole-v1", "dqn"): (250_000, ""),
-    ("Pendulum-v1", "soft_q_svgd"): (25_000, USUAL["Pendulum-v1"][1]),
     ("CartPole-v1", "soft_dqn_kl"): (250_000, ""),
     ("CartPole-v1", "soft_dqn_entropy"): (250_000, ""),
+    ("Pendulum-v1", "soft_q_svgd"): (25_000, USUAL["Pendulum-v1"][1]),
 }
 
 
